@@ -1,0 +1,42 @@
+# `make run` and `make test` do everything on a fresh clone, the environment included.
+
+PYTHON ?= python3
+VENV   := .venv
+PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
+# The pinned closure of this machine: an NVIDIA driver means CUDA.
+CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cpu.txt)
+TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
+CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: setup run test check fix clean
+
+setup: $(VENV)/.ready  ## make .venv with the pinned closure
+
+$(VENV)/.ready: $(CLOSURE) requirements/dev.txt pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	# torch's CPU build: from the configured index if it is there, else from PyTorch's own.
+	$(if $(findstring cpu,$(CLOSURE)),$(PIP) install -q --no-deps "torch==$(TORCH)+cpu" || \
+	  $(PIP) install -q --no-deps --index-url $(CPU_TORCH_INDEX) "torch==$(TORCH)+cpu")
+	$(PIP) install -q --no-deps -r $(CLOSURE) -r requirements/dev.txt
+	$(PIP) install -q --no-deps -e .
+	touch $@
+
+run: setup  ## five rounds on the packaged model; a monitor stop (exit 3) is a result
+	$(VENV)/bin/python -m ssd_loop --rounds 5 || [ $$? -eq 3 ]
+
+test: setup  ## every test
+	$(VENV)/bin/python -m pytest
+
+check: setup  ## format, lint, types, fast tests
+	$(VENV)/bin/ruff format --check ssd_loop tests
+	$(VENV)/bin/ruff check ssd_loop tests
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+fix: setup  ## format and mend what can be mended
+	$(VENV)/bin/ruff format ssd_loop tests
+	$(VENV)/bin/ruff check --fix ssd_loop tests
+
+clean:  ## remove the environment; runs and checkpoints stay
+	rm -rf $(VENV)

@@ -1,0 +1,410 @@
+"""Every setting, typed and frozen. The source of a default stands in its description.
+
+"P" is the paper (arXiv 2604.01193), "ours" a choice of this project explained in ``docs/decisions``.
+Fields marked ``speed_only`` change how fast or where a result is made, never what it is: they stay out
+of the fingerprints (`ssd_loop.store.fingerprint`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ssd_loop.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+FilterName = Literal[
+    "empty",
+    "stub",
+    "truncated",
+    "unparsable",
+    "does_not_run",
+    "duplicate",
+    "too_short",
+    "too_long",
+    "surprise",
+    "raw",
+]
+PanelName = Literal["probe", "heldout", "ood", "report"]
+SAMPLES_PER_PROBLEM: dict[PanelName, int] = {"probe": 4, "heldout": 2, "ood": 1, "report": 1}
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def speed_only(default: Any, description: str, **limits: Any) -> Any:
+    """A field that cannot change any result, only its speed, place or reporting."""
+    extra: dict[str, JsonValue] = {"affects_result": False}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Section(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that change results, as plain data: what a fingerprint is made of."""
+        fields = type(self).model_fields
+        dumped = self.model_dump(mode="json")
+        return {name: dumped[name] for name, field in fields.items() if affects_result(field)}
+
+
+def affects_result(field: Any) -> bool:
+    """Whether a change of this field changes what a stage writes."""
+    return bool((field.json_schema_extra or {}).get("affects_result", True))
+
+
+class ModelConfig(Section):
+    """Which model is distilled into itself."""
+
+    name: str = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        description="Packaged name, folder of a Hugging Face model, or Hub id.",
+    )
+    revision: str | None = Field(None, description="Commit or branch of a Hub id.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Precision of round 0 and every merge; auto: the checkpoint's own."
+    )
+    system_prompt: str | None = Field(
+        None, description="System message of every prompt; unset: the chat template's own (ours)."
+    )
+
+
+class PromptsConfig(Section):
+    """Which prompts are sampled from in every round."""
+
+    source: str = Field(
+        "builtin", min_length=1, description="builtin, or a JSONL file with one prompt a line."
+    )
+    prompt_column: str = Field("prompt", description="Column that holds the task text.")
+    id_column: str = Field("id", description="Column that holds the prompt's id.")
+    limit: int | None = Field(None, ge=1, description="Use this many prompts; unset: all.")
+
+
+class SampleConfig(Section):
+    """How self-samples are drawn: temperature, then top-k, then top-p (P appendix A)."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Run seed; every other seed derives from it.")
+    temperature: float = Field(
+        1.0,
+        gt=0.0,
+        le=10.0,
+        description="Sampling temperature T_train (ours; P table 3: 0.8 to 1.6).",
+    )
+    top_k: int = Field(20, ge=0, description="Keep the k likeliest tokens, 0 = off (P table 3: 20).")
+    top_p: float = Field(0.8, gt=0.0, le=1.0, description="Nucleus mass kept (P table 3: 0.8).")
+    max_new_tokens: int = Field(160, ge=1, description="Longest completion, tokens (ours; P: 128K).")
+    samples_per_prompt: int = Field(1, ge=1, le=1024, description="Completions per prompt (P: 1).")
+    shard_size: int = Field(
+        64, ge=8, description="Requests drawn at once and redone whole after a kill; 8 or more."
+    )
+
+
+class FilterConfig(Section):
+    """Which samples are dropped before training; the first filter that matches is the reason."""
+
+    filters: tuple[FilterName, ...] = Field(
+        ("raw",), min_length=1, description="Applied in order; raw = empty + stub (P section 3.1)."
+    )
+    too_short_share: Share = Field(
+        0.1, description="Share of shortest texts that too_short drops (apple/ml-ssd: 10 %)."
+    )
+    too_long_share: Share = Field(0.1, description="Share of longest texts that too_long drops (ours).")
+    surprise_low: Share = Field(
+        0.05, description="surprise drops below this quantile of mean log-prob (ours)."
+    )
+    surprise_high: Share = Field(
+        0.95, description="surprise drops above this quantile of mean log-prob (ours)."
+    )
+
+    @model_validator(mode="after")
+    def _band_is_ordered(self) -> FilterConfig:
+        if self.surprise_low >= self.surprise_high:
+            raise ValueError("surprise_low must be below surprise_high")
+        return self
+
+
+class TrainConfig(Section):
+    """LoRA fine-tuning on the raw samples. P trains all weights (AdamW .9/.95, decay .1, cosine)."""
+
+    learning_rate: float = Field(
+        2e-4, gt=0.0, le=1.0, description="Peak rate; LoRA needs more than P's 5e-6 (ours)."
+    )
+    final_lr_share: Share = Field(
+        0.2, description="Last rate of the cosine as a share of the peak (P: 1e-6 / 5e-6)."
+    )
+    warmup_share: Share = Field(0.1, description="Share of steps that warm up (P: 250 of 2,500).")
+    weight_decay: float = Field(0.1, ge=0.0, le=1.0, description="AdamW decay (P section 3.1).")
+    adam_beta2: float = Field(0.95, gt=0.0, lt=1.0, description="AdamW second beta (P section 3.1).")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping norm (ours).")
+    epochs: int = Field(1, ge=1, le=100, description="Passes over the kept samples (P: about 8).")
+    batch_size: int = Field(8, ge=1, description="Samples per optimiser step (P: 32).")
+    micro_batch_size: int = speed_only(8, "Samples per forward pass; must divide batch_size.", ge=1)
+    lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter (ours; P: no LoRA).")
+    lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear",
+        description="Linear layers that get an adapter; all-linear leaves out lm_head.",
+    )
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> TrainConfig:
+        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+            raise ValueError("micro_batch_size must divide batch_size")
+        return self
+
+
+class MergeConfig(Section):
+    """How base plus adapters becomes a model folder."""
+
+    rounding: Literal["stochastic", "nearest"] = Field(
+        "stochastic", description="Rounding to 16 bits; nearest can lose most of an update (ours)."
+    )
+
+
+class EvaluateConfig(Section):
+    """How every round is measured; the same in all rounds."""
+
+    panels: tuple[PanelName, ...] = Field(
+        ("probe", "heldout", "ood"), min_length=1, description="Problem sets measured each round."
+    )
+    samples_per_problem: Annotated[int, Field(ge=1)] | dict[PanelName, int] = Field(
+        dict(SAMPLES_PER_PROBLEM),
+        description="Completions per problem: one number, or PANEL=NUMBER for some panels.",
+    )
+    baseline_multiplier: int = Field(
+        4, ge=4, le=64, description="Round 0 draws this many times the samples (ours; monitors)."
+    )
+    limit: int | None = Field(None, ge=1, description="Use this many problems per panel; unset: all.")
+    pass_at: tuple[int, ...] = Field((1,), min_length=1, description="The k of pass@k.")
+    temperature: float = Field(0.8, gt=0.0, le=10.0, description="Evaluation temperature (ours).")
+    top_k: int = Field(0, ge=0, description="Evaluation top-k, 0 = off (ours).")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Evaluation nucleus mass (ours).")
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, tokens (ours).")
+    reference_tokens: int = Field(
+        256, ge=16, description="Tokens scored of each human-written reference text (ours)."
+    )
+    diversity_at: int = Field(2, ge=2, description="m of distinct@m: programs rarefied per problem (ours).")
+
+    @field_validator("samples_per_problem", mode="after")
+    @classmethod
+    def _every_panel_has_a_count(cls, value: int | dict[PanelName, int]) -> dict[PanelName, int]:
+        if isinstance(value, int):
+            return dict.fromkeys(SAMPLES_PER_PROBLEM, value)
+        if any(count < 1 for count in value.values()):
+            raise ValueError("every panel needs at least 1 sample per problem")
+        return {**SAMPLES_PER_PROBLEM, **value}
+
+    @model_validator(mode="after")
+    def _monitors_have_their_panels(self) -> EvaluateConfig:
+        if "heldout" not in self.panels:
+            raise ValueError("evaluate.panels needs heldout, which decides and selects")
+        if len(set(self.panels)) != len(self.panels):
+            raise ValueError("evaluate.panels names a panel twice")
+        most = max(self.counts[panel] for panel in self.panels)
+        if not all(1 <= k <= most for k in self.pass_at):
+            raise ValueError(f"pass_at must lie between 1 and the {most} samples per problem")
+        return self
+
+    @property
+    def counts(self) -> dict[PanelName, int]:
+        """Completions per problem of every panel."""
+        assert isinstance(self.samples_per_problem, dict)
+        return self.samples_per_problem
+
+
+class SandboxConfig(Section):
+    """Limits of one generated program. Code runs under bubblewrap or not at all."""
+
+    execute: bool = Field(True, description="Run generated code; off: outcomes are not_run.")
+    cpu_s: float = Field(4.0, gt=0.0, le=600.0, description="Processor seconds of one program.")
+    memory_mib: int = Field(512, ge=64, description="Memory of one program, MiB.")
+    workers: int = speed_only(2, "Programs run at once.", ge=1, le=256)
+
+
+class MonitorConfig(Section):
+    """When the loop stops itself."""
+
+    action: Literal["stop", "warn"] = speed_only("stop", "stop, or warn: only record the verdict.")
+    false_alarm_rate: float = Field(
+        0.05,
+        gt=0.0,
+        lt=0.5,
+        description="Chance that a healthy run of `horizon` rounds is stopped.",
+    )
+    horizon: int = Field(10, ge=1, le=1000, description="Rounds the false-alarm rate holds for.")
+    pass_margin: Share = Field(
+        0.01, description="Loss of held-out pass@1 that is tolerated (collapse literature, M6)."
+    )
+    ood_margin: Share = Field(0.02, description="Loss of ood accuracy that is tolerated (M7).")
+    nll_margin: float = Field(
+        0.03, ge=0.0, description="Rise of reference NLL that is tolerated, nats per token (M1)."
+    )
+    diversity_margin: Share = Field(
+        0.15, description="Relative loss of structural diversity that is tolerated (M4)."
+    )
+    truncated_limit: Share = Field(
+        0.8, description="Hard guard: share of held-out answers cut by length (ours)."
+    )
+    unparsable_limit: Share = Field(
+        0.9, description="Hard guard: share of held-out answers whose code does not parse (ours)."
+    )
+
+
+class TrackConfig(Section):
+    """Weights & Biases; never stops the training."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = speed_only(
+        "auto", "auto: online when an API key is set, else offline."
+    )
+    project: str = speed_only("ssd_loop", "Project the run appears in.", min_length=1)
+
+
+class EngineConfig(Section):
+    """Where tokens come from."""
+
+    name: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it imports, else transformers."
+    )
+    device: Literal["auto", "cpu", "cuda"] = speed_only("auto", "auto: CUDA where present.")
+    gpu_memory_utilization: float = speed_only(
+        0.5, "Share of one GPU that vLLM takes while it samples.", gt=0.0, le=0.95
+    )
+    max_model_len: int = speed_only(2048, "Longest prompt plus completion, tokens.", ge=64)
+
+
+class RunConfig(Section):
+    """One experiment."""
+
+    rounds: int = speed_only(5, "Rounds in total, counted from the first.", ge=1, le=1000)
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sample: SampleConfig = SampleConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    merge: MergeConfig = MergeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    track: TrackConfig = TrackConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class EvaluateOptions(Section):
+    """The settings that `evaluate MODEL` has a use for."""
+
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    engine: EngineConfig = EngineConfig()
+    model: ModelConfig = ModelConfig()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice instead of keeping the last one."""
+
+
+def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            line = node.value[index][0].start_mark.line + 1
+            raise ConfigError(f"key {key!r} is given twice (line {line})")
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings written in one YAML file, as nested plain data.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}; check --config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the config {path} is not UTF-8 text; save it as UTF-8") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error} in {path}; keep one of them") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{path}{line} is not valid YAML: {reason}; mend that line") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, not settings; write 'section:' lines")
+    return data or {}
+
+
+def load(path: Path | None, flags: dict[str, Any]) -> RunConfig:
+    """The config of a run: the file's settings, replaced by those given as ``--section.name`` flags.
+
+    Args:
+        path: YAML file, or None for the defaults alone.
+        flags: Nested settings from the command line.
+
+    Raises:
+        ConfigError: unknown, mistyped or out-of-range settings, naming the first one.
+    """
+    data = read_yaml(path) if path else {}
+    merged = dict(data)
+    for section, value in flags.items():
+        below = data.get(section)
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = {**below, **value}
+        merged[section] = value
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, flags, path)) from None
+
+
+def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) -> str:
+    first = error.errors()[0]
+    keys = [str(key) for key in first["loc"]]
+    section = flags.get(keys[0]) if keys else None
+    by_flag = section is not None and (len(keys) < 2 or not isinstance(section, dict) or keys[1] in section)
+    name = ".".join(key for key in keys[:2]) or "the config"
+    origin = f"flag --{name}" if by_flag or path is None else str(path)
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name} (from {origin}); --help lists every setting"
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{name} = {shown} (from {origin}) is not usable: {reason}; --help shows what is"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Result-changing settings that differ, as ``section.name: old -> new``.
+
+    Args:
+        old: Resolved config of an existing run, as stored in ``run.json``.
+        new: Resolved config asked for now, in the same form.
+    """
+    changed = []
+    for section, field in RunConfig.model_fields.items():
+        model = field.annotation
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            continue
+        for name, setting in model.model_fields.items():
+            was, now = old.get(section, {}).get(name), new[section][name]
+            if affects_result(setting) and was != now:
+                changed.append(f"{section}.{name}: {was} -> {now}")
+    return changed

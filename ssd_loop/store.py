@@ -1,0 +1,349 @@
+"""Finished-or-absent stage folders. The only module that renames.
+
+A stage works in ``<folder>.partial/``. When it is done, its files are synced, the manifest is written and
+synced, and one rename makes the folder appear whole. ``.partial/`` first records the fingerprint it works
+for and may keep finished ``shards/``; everything else in it is thrown away by the next attempt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ssd_loop.errors import BadArtifactError, RunLockedError, SsdLoopError, StaleOutputError
+
+MANIFEST = "manifest.json"
+IN_PROGRESS = "fingerprint.json"
+SHARDS = "shards"
+LOCK = ".lock"
+Metrics = dict[str, Any]
+
+# Folders whose bytes this process wrote or has hashed: no file is hashed twice.
+_trusted: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a stage read: a finished stage, or plain content (then without a manifest)."""
+
+    fingerprint: str
+    manifest_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds and what it was made from. No clock times, no paths."""
+
+    stage: str
+    round: int
+    fingerprint: str
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Mapping[str, Any]]
+    metrics: Metrics = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form, ``self_sha256`` included."""
+        inputs = {
+            name: {"fingerprint": i.fingerprint, "manifest_sha256": i.manifest_sha256}
+            for name, i in self.inputs.items()
+        }
+        body = {**vars(self), "inputs": inputs}
+        return {**body, "self_sha256": sha256_json(body)}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A published stage folder."""
+
+    path: Path
+    manifest: Manifest
+    manifest_sha256: str
+
+    @property
+    def as_input(self) -> Input:
+        """How a later stage's manifest names this folder."""
+        return Input(self.manifest.fingerprint, self.manifest_sha256)
+
+
+def sha256_json(data: Any) -> str:
+    """Hash of plain data in one canonical text form."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(
+    stage: str,
+    round_index: int,
+    version: int,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Input],
+) -> str:
+    """What a stage's result depends on, in one hash.
+
+    Args:
+        stage: Name of the stage.
+        round_index: The round it belongs to; every seed derives from it.
+        version: The stage's ``STAGE_VERSION``, raised when the meaning of its result changes.
+        settings: The settings that change its result.
+        inputs: Fingerprints of everything it reads.
+    """
+    read = {name: i.fingerprint for name, i in inputs.items()}
+    return sha256_json(
+        {
+            "stage": stage,
+            "round": round_index,
+            "version": version,
+            "settings": dict(settings),
+            "inputs": read,
+        }
+    )
+
+
+def finished(folder: Path) -> Finished | None:
+    """The folder if it was published, None if it does not exist.
+
+    Raises:
+        BadArtifactError: the folder exists but its manifest is missing or altered.
+    """
+    if not folder.exists():
+        return None
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+        data = json.loads(raw)
+        claimed = data.pop("self_sha256")
+        inputs = {name: Input(**value) for name, value in data.pop("inputs").items()}
+        manifest = Manifest(**data, inputs=inputs)
+    except FileNotFoundError:
+        raise BadArtifactError(f"{folder} has no {MANIFEST}; move it away and run again") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadArtifactError(f"{path} is torn; move {folder} away and run again") from None
+    if manifest.to_json()["self_sha256"] != claimed:
+        raise BadArtifactError(f"{path} was altered; move {folder} away and run again")
+    return Finished(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def checked(stage: Finished) -> Path:
+    """The folder, after its files were compared with the manifest (once per process).
+
+    Raises:
+        BadArtifactError: a file is missing or its content changed.
+    """
+    folder = stage.path.resolve()
+    if folder not in _trusted:
+        for name, expected in stage.manifest.outputs.items():
+            path = folder / name
+            if not path.is_file():
+                raise BadArtifactError(
+                    f"{stage.path / name} is missing; restore it or run again under a new --run"
+                )
+            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+                raise BadArtifactError(
+                    f"{stage.path / name} was altered; restore it or run again under a new --run"
+                )
+        _trusted.add(folder)
+    return stage.path
+
+
+def step(
+    folder: Path,
+    *,
+    stage: str,
+    round_index: int,
+    version: int,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Input],
+    work: Callable[[Path], Metrics],
+) -> Finished:
+    """Run one stage, unless its finished folder is already there.
+
+    Args:
+        folder: Where the result is published.
+        stage: Name of the stage.
+        round_index: The round it belongs to.
+        version: The stage's ``STAGE_VERSION``.
+        settings: The settings that change its result.
+        inputs: What it reads.
+        work: Writes the result's files into the folder it is given and returns metrics.
+
+    Raises:
+        StaleOutputError: the folder, or an unfinished attempt, belongs to other settings or inputs.
+    """
+    wanted = fingerprint(stage, round_index, version, settings, inputs)
+    if done := finished(folder):
+        if done.manifest.fingerprint != wanted or done.manifest.inputs != dict(inputs):
+            raise StaleOutputError(_stale(folder, done.manifest, wanted, inputs))
+        return done
+    partial = _begin(folder, wanted)
+    if not (partial / MANIFEST).exists():
+        metrics = work(partial)
+        outputs = _outputs(partial)
+        manifest = Manifest(stage, round_index, wanted, dict(inputs), outputs, metrics)
+        write_json(partial / MANIFEST, manifest.to_json())
+    return _publish(partial, folder)
+
+
+def _stale(folder: Path, old: Manifest, wanted: str, inputs: Mapping[str, Input]) -> str:
+    names = [name for name in inputs if old.inputs.get(name) != inputs[name]]
+    what = f"input {', '.join(names)}" if names else f"settings or version of stage {old.stage}"
+    return (
+        f"{folder} was made with another {what}; go on with the old settings, choose a new --run, "
+        "or move that folder away"
+    )
+
+
+def _begin(folder: Path, wanted: str) -> Path:
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    mark = partial / IN_PROGRESS
+    claim = _claim(mark)
+    if claim is not None and claim != wanted:
+        raise StaleOutputError(
+            f"{partial} was begun with other settings or inputs; go on with the old ones, choose a new "
+            "--run, or delete that folder"
+        )
+    if claim == wanted and _is_complete(partial, wanted):
+        return partial
+    for entry in partial.iterdir():
+        if claim is None or entry.name not in (IN_PROGRESS, SHARDS):
+            _remove(entry)
+    if claim is None:
+        write_json(mark, {"fingerprint": wanted})
+    return partial
+
+
+def _claim(mark: Path) -> str | None:
+    try:
+        return str(json.loads(mark.read_bytes())["fingerprint"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # killed before anything of worth was in it
+
+
+def _is_complete(partial: Path, wanted: str) -> bool:
+    """Whether only the rename was missing when the last attempt died."""
+    if not (partial / MANIFEST).exists():
+        return False
+    done = finished(partial)
+    return done is not None and done.manifest.fingerprint == wanted
+
+
+def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    keep = [p for p in files if p.relative_to(partial).parts[0] not in (IN_PROGRESS, SHARDS)]
+    for path in keep:
+        _sync(path)
+    return {
+        p.relative_to(partial).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in keep
+    }
+
+
+def _publish(partial: Path, folder: Path) -> Finished:
+    _remove(partial / SHARDS)
+    _remove(partial / IN_PROGRESS)
+    _sync(partial)
+    partial.rename(folder)
+    _sync(folder.parent)
+    _trusted.add(folder.resolve())
+    done = finished(folder)
+    assert done is not None
+    return done
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as sorted, indented JSON, whole or not at all."""
+    text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line to a log; a torn last line is the reader's to skip."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def point_link(link: Path, target_name: str) -> None:
+    """Make a relative link point at a sibling, replacing it in one step."""
+    if link.is_symlink() and os.readlink(link) == target_name:
+        return
+    temporary = link.with_name(link.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target_name)
+    temporary.rename(link)
+
+
+@contextmanager
+def run_lock(run_folder: Path) -> Iterator[None]:
+    """Hold a run for writing; the kernel lets go of it when the process dies.
+
+    Raises:
+        RunLockedError: another process holds it.
+        SsdLoopError: the folder cannot be made or written.
+    """
+    lock = run_folder / LOCK
+    with _open_lock(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLockedError(
+                f"run {run_folder.name} is being written by another process; wait for it or choose "
+                "another --run"
+            ) from None
+        if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            raise RunLockedError(f"run {run_folder.name} was just given up elsewhere; try again")
+        try:
+            yield
+        finally:
+            if [entry.name for entry in run_folder.iterdir()] == [LOCK]:
+                lock.unlink()  # nothing was begun: leave nothing behind
+                run_folder.rmdir()
+
+
+def _open_lock(lock: Path) -> IO[str]:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("a")
+    except OSError as error:
+        raise SsdLoopError(
+            f"cannot write {lock.parent}: {error.strerror}; mend that or work in another folder"
+        ) from None

@@ -1,0 +1,139 @@
+"""Weights & Biases: one run over kills and resumes, every metric by exact name against `round`.
+
+Tracking never stops the training: whatever goes wrong there becomes one warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_loop.config import RunConfig, TrackConfig
+from ssd_loop.errors import ConfigError
+from ssd_loop.store import append_jsonl
+
+log = logging.getLogger(__name__)
+
+HOST = "api.wandb.ai"
+INIT_TIMEOUT_S = 30
+LOGGED = "logged.jsonl"
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+def has_key() -> bool:
+    """Whether a W&B API key is set, in the environment or in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def resolve_mode(config: TrackConfig) -> Mode:
+    """The mode to use: auto is online where a key is set, else offline.
+
+    Raises:
+        ConfigError: online was asked for and no key is set.
+    """
+    if config.mode == "auto":
+        return "online" if has_key() else "offline"
+    if config.mode == "online" and not has_key():
+        raise ConfigError(
+            "track.mode is online but no W&B key is set; set WANDB_API_KEY, run 'wandb login', or use "
+            "--track.mode offline"
+        )
+    return config.mode
+
+
+@dataclass
+class Tracker:
+    """Sends each round's metrics once, when the round is complete.
+
+    Attributes:
+        folder: The run's folder; W&B keeps its files in ``wandb/`` below it.
+        run_id: Id of the W&B run, the same after every restart.
+    """
+
+    mode: Mode
+    config: RunConfig
+    name: str
+    run_id: str
+    folder: Path
+    _run: Any = None
+    _known: set[str] = field(default_factory=set)
+    _pending: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def log(self, round_index: int, stage: str, metrics: dict[str, Any]) -> None:
+        """Collect a finished stage's numbers; a round is sent after its last stage."""
+        numbers = {
+            f"{stage}/{name}": float(value)
+            for name, value in metrics.items()
+            if isinstance(value, (int, float))
+        }
+        self._pending.setdefault(round_index, {}).update(numbers)
+        if self.mode == "disabled" or stage != ("monitor" if round_index else "evaluate"):
+            return
+        try:
+            self._send(round_index, self._pending.pop(round_index))
+        except Exception as error:  # nothing that W&B raises may stop a training run
+            self.mode = "disabled"
+            log.warning("tracking stopped: %s; the run goes on", error)
+
+    def close(self, exit_code: int) -> None:
+        """Finish the W&B run."""
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=exit_code, quiet=True)
+        except Exception as error:
+            log.warning("tracking did not finish cleanly: %s", error)
+        self._run = None
+
+    def _send(self, round_index: int, numbers: dict[str, float]) -> None:
+        marks = self.folder / "wandb" / LOGGED
+        sent = marks.read_text(encoding="utf-8").splitlines() if marks.exists() else []
+        if f'{{"round": {round_index}}}' in sent:
+            return
+        run = self._run or self._init()
+        for name in sorted(set(numbers) - self._known):
+            # Exact names only: overlapping globs pick a random winner in W&B.
+            run.define_metric(name, step_metric="round")
+            self._known.add(name)
+        run.log({"round": round_index, **numbers})
+        append_jsonl(marks, {"round": round_index})
+
+    def _init(self) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=INIT_TIMEOUT_S,
+            disable_git=True,
+            save_code=False,
+        )
+        (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {
+            "project": self.config.track.project,
+            "name": self.name,
+            "id": self.run_id,
+            "dir": str(self.folder),
+            "config": self.config.model_dump(mode="json"),
+            "settings": settings,
+        }
+        if self.mode == "online":
+            try:
+                self._run = wandb.init(mode="online", resume="allow", **options)
+            except (wandb.Error, OSError) as error:
+                log.warning("W&B cannot be reached (%s); tracking offline", error)
+                self.mode = "offline"
+        if self._run is None:
+            self._run = wandb.init(mode="offline", **options)
+        self._run.define_metric("round")
+        return self._run

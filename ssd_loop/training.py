@@ -1,0 +1,372 @@
+"""LoRA fine-tuning on sampled token ids: TRL's SFTTrainer and PEFT behind one function.
+
+Token-exact: the ids that were sampled are the ids trained on. Nothing is decoded, cut or appended, so a
+finished sample teaches its stop token and a truncated one teaches none. The same rows, settings and seed
+give the same bytes in any process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_loop import models
+from ssd_loop.config import TrainConfig
+from ssd_loop.errors import ConfigError, StageFailedError
+
+STAGE_VERSION = 1  # raised when the same settings would give another adapter
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+IGNORED = -100  # the label that carries no loss (torch's cross_entropy)
+POOL_BATCHES = 50  # sorted by length together, as transformers' LengthGroupedSampler does
+
+OnStep = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One sample: the rendered prompt and the completion, stop token included if it has one."""
+
+    prompt_token_ids: Sequence[int]
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    loss: float
+    grad_norm: float
+    entropy: float
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model_dir: Path,
+    rows: Sequence[TrainingRow],
+    seed: int,
+    device: str,
+    out: Path,
+    on_step: OnStep | None = None,
+) -> dict[str, float | int]:
+    """Metrics of the training; the adapter goes to `out` as float32 in PEFT's own format.
+
+    Args:
+        config: How to train.
+        model_dir: The weights that get the adapter, in the dtype that the engine samples with.
+        rows: What to train on.
+        seed: Decides LoRA's initial weights and the order of the rows.
+        device: cpu or cuda.
+        out: Existing folder for the adapter.
+        on_step: Called after each optimiser step with (step, steps, loss in nats per token).
+
+    Raises:
+        StageFailedError: No rows, a loss that is not finite, or too little GPU memory.
+        ConfigError: The model has no such target modules.
+    """
+    if not rows:
+        raise StageFailedError(
+            "no samples are left to train on; loosen filter.filters or draw more per prompt with "
+            "sample.samples_per_prompt"
+        )
+    order = reading_order(
+        [len(row.prompt_token_ids) + len(row.token_ids) for row in rows],
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=seed,
+    )
+    ordered = [rows[index] for index in order]
+    with _undisturbed_process():
+        steps = _fit(config, model_dir, ordered, seed, device, out, on_step)
+    return _metrics(steps, ordered, config.batch_size)
+
+
+def step_count(config: TrainConfig, rows: int) -> int:
+    """Optimiser steps of a training on so many rows."""
+    return math.ceil(rows * config.epochs / config.batch_size)
+
+
+def example(row: TrainingRow) -> dict[str, list[int]]:
+    """The row as TRL takes it: prompt and completion joined, no loss on the prompt."""
+    prompt, completion = list(row.prompt_token_ids), list(row.token_ids)
+    if not prompt or not completion:
+        raise StageFailedError(
+            "a sample has an empty prompt or completion, and training needs a token of each; "
+            "add empty to filter.filters"
+        )
+    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def reading_order(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: int) -> list[int]:
+    """Which row comes when: every row once per epoch, batches of like length in random order.
+
+    Rows of like length share a batch, because padding costs time and teaches nothing. Rows that fill no
+    batch move into the next epoch, so that only the very last batch can be smaller.
+    """
+    rng = random.Random(seed)
+    order: list[int] = []
+    left_over: list[int] = []
+    for _ in range(epochs):
+        epoch = list(range(len(lengths)))
+        rng.shuffle(epoch)
+        waiting = left_over + epoch
+        whole = len(waiting) - len(waiting) % batch_size
+        left_over = waiting[whole:]
+        batches = []
+        for start in range(0, whole, POOL_BATCHES * batch_size):
+            pool = waiting[start : min(whole, start + POOL_BATCHES * batch_size)]
+            pool.sort(key=lengths.__getitem__)
+            batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+        rng.shuffle(batches)
+        order += [index for batch in batches for index in batch]
+    return order + left_over
+
+
+def _metrics(
+    steps: Sequence[_Step], ordered: Sequence[TrainingRow], batch_size: int
+) -> dict[str, float | int]:
+    """What the training says of itself; means are over completion tokens."""
+    counts = [len(row.token_ids) for row in ordered]
+    weights = [sum(counts[at : at + batch_size]) for at in range(0, len(counts), batch_size)]
+
+    def mean(values: Iterator[float]) -> float:
+        return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+    return {
+        "loss_first": steps[0].loss,
+        "loss_last": steps[-1].loss,
+        "loss_mean": mean(step.loss for step in steps),
+        "entropy_mean": mean(step.entropy for step in steps),
+        "grad_norm_max": max(step.grad_norm for step in steps),
+        "steps": len(steps),
+        "tokens_trained": sum(counts),
+        "tokens_total": sum(counts) + sum(len(row.prompt_token_ids) for row in ordered),
+    }
+
+
+def _fit(
+    config: TrainConfig,
+    model_dir: Path,
+    ordered: Sequence[TrainingRow],
+    seed: int,
+    device: str,
+    out: Path,
+    on_step: OnStep | None,
+) -> list[_Step]:
+    """Train, write the adapter, and return what each optimiser step reported."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", trust_remote_code=False)
+    _check_targets(config, model)
+    targets = config.target_modules
+    steps: list[_Step] = []
+    trainer = SFTTrainer(
+        model,
+        args=_arguments(config, len(ordered), model.dtype, seed, device, out),
+        train_dataset=Dataset.from_list([example(row) for row in ordered]),
+        # TRL's own collator, made here so that TRL changes neither tokenizer nor config.
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=models.pad_token_id(model_dir)),
+        processing_class=AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+        ),
+        callbacks=[_watch(steps, on_step)],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every step to standard output
+    if device == "cpu":
+        _score_completions_only(trainer.model)
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise StageFailedError(
+            f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch_size}; lower it"
+        ) from error
+    _save(trainer.model, out)
+    return steps
+
+
+def _arguments(config: TrainConfig, rows: int, dtype: Any, seed: int, device: str, out: Path) -> Any:
+    """TRL's settings for one pass over rows that are already ordered and repeated."""
+    import torch
+    from trl import SFTConfig
+
+    micro_batch = min(config.micro_batch_size, config.batch_size)
+    on_gpu = device != "cpu"
+    arguments = SFTConfig(
+        output_dir=str(out),
+        use_cpu=not on_gpu,
+        bf16=dtype == torch.bfloat16 and (not on_gpu or torch.cuda.is_bf16_supported()),
+        seed=seed % 2**32,  # numpy takes no more
+        # Rows: token-exact, in our order.
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential",
+        num_train_epochs=1,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=config.batch_size // micro_batch,
+        # Optimiser.
+        loss_type="nll",
+        optim="adamw_torch",
+        learning_rate=config.learning_rate,
+        adam_beta1=0.9,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        # Unlike cosine_with_min_lr, its first step has a rate above zero and its last has the final one.
+        lr_scheduler_type="cosine_warmup_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.final_lr_share},
+        warmup_steps=round(config.warmup_share * math.ceil(rows / config.batch_size)),
+        gradient_checkpointing=on_gpu,
+        # Nothing but the adapter is written, nothing is sent.
+        save_strategy="no",
+        push_to_hub=False,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the filter would hide a diverged step
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_gpu,
+    )
+    if on_gpu and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else Trainer wraps the model in DataParallel, which TRL refuses
+    return arguments
+
+
+def _check_targets(config: TrainConfig, model: Any) -> None:
+    """Refuse target modules that the model lacks or that cannot be merged."""
+    import torch
+
+    if config.target_modules == "all-linear":
+        return
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+    }
+    unknown = sorted({target.rpartition(".")[2] for target in config.target_modules} - linear)
+    if unknown:
+        raise ConfigError(
+            f"train.target_modules names {', '.join(unknown)}, which cannot get an adapter in this model; "
+            f"choose from {', '.join(sorted(linear))}, or all-linear"
+        )
+
+
+def _watch(steps: list[_Step], on_step: OnStep | None) -> Any:
+    """A callback that records each step, passes it on, and stops on a loss that is not finite."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "loss" not in logs:  # the summary after the last step
+                return
+            step = _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
+            if not math.isfinite(step.loss) or not math.isfinite(step.grad_norm):
+                raise StageFailedError(
+                    f"training diverged at step {state.global_step} of {state.max_steps} (loss {step.loss}, "
+                    f"gradient norm {step.grad_norm}); lower train.learning_rate {args.learning_rate:g}"
+                )
+            steps.append(step)
+            if on_step:
+                on_step(state.global_step, state.max_steps, step.loss)
+
+    return Watch()
+
+
+def _score_completions_only(peft_model: Any) -> None:
+    """Let TRL's loss head see completion tokens only, which it arranges for itself on GPUs alone.
+
+    On a CPU the head of a small model takes up to half the time, most of it for prompts and padding. The
+    loss and the adapter come out with the same bits; on SmolLM2-135M it makes a step 1.5 times as fast.
+    """
+    import torch
+
+    wanted: list[Any] = []
+
+    def shrink_labels(_module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        wanted[:] = [labels != IGNORED]
+        return args, inputs | {"labels": None, "shift_labels": labels[wanted[0]].unsqueeze(0)}
+
+    def shrink_states(_module: Any, _args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[wanted[0]].unsqueeze(0)
+        return output
+
+    peft_model.register_forward_pre_hook(shrink_labels, with_kwargs=True)
+    peft_model.get_base_model().base_model.register_forward_hook(shrink_states)
+
+
+def _save(peft_model: Any, out: Path) -> None:
+    """Write the adapter as PEFT does, without its README and without what differs between machines."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    save_file(
+        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
+        out / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    settings = peft_model.peft_config["default"].to_dict()
+    varying = {"base_model_name_or_path": None, "inference_mode": True, "peft_version": None}
+    plain = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in (settings | varying).items()
+    }
+    text = json.dumps(plain, indent=2, sort_keys=True)
+    (out / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _undisturbed_process() -> Iterator[None]:
+    """Give the process back as it was: random states, environment, accelerate's singletons, memory."""
+    import numpy as np
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    environment = set(os.environ)
+    state, numpy_state = random.getstate(), np.random.get_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    telemetry_off = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports every training to the Hub
+    try:
+        with torch.random.fork_rng():
+            if torch.cuda.is_available():  # attention's backward pass adds in any order otherwise
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry_off
+        if shows_bars:
+            logging.enable_progress_bar()
+        for name in set(os.environ) - environment:  # importing TRL sets vLLM's log level
+            del os.environ[name]
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

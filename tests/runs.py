@@ -1,0 +1,66 @@
+"""Tiny real runs for end-to-end tests: a config on a tiny model, and the command line in a process."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+# Files whose bytes may differ between an unbroken and a resumed run (docs: one run on disk).
+MAY_DIFFER = {"run.json", "events.jsonl", "costs.jsonl", "report.html", ".lock"}
+
+
+def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:
+    """A config that runs in seconds; returns its path."""
+    config = {
+        "rounds": 1,
+        "model": {"name": str(model)},
+        "prompts": {"limit": 16},
+        "sample": {"max_new_tokens": 24, "shard_size": 8},
+        # A random model writes no code; only empty answers are dropped.
+        "filter": {"filters": ["empty"]},
+        "train": {"learning_rate": 1e-3, "lora_rank": 4, "batch_size": 4, "micro_batch_size": 4},
+        "evaluate": {
+            "limit": 8,
+            "samples_per_problem": 1,
+            "max_new_tokens": 16,
+            "reference_tokens": 32,
+        },
+        "monitor": {"action": "warn"},
+        "track": {"mode": "disabled"},
+        "engine": {"name": engine, "max_model_len": 1024},
+    }
+    for section, values in sections.items():
+        config[section] = {**config[section], **values} if isinstance(values, dict) else values
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def ssd_loop(*arguments, cwd: Path, program=("-m", "ssd_loop"), timeout=300):
+    """Run the command line in a process of its own."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Hash of every file of a run that must be byte-equal, by path; links by their target."""
+    found = {}
+    for top in ("rounds", "checkpoints"):
+        for path in sorted((root / top).rglob("*")):
+            name = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                found[name] = f"-> {os.readlink(path)}"
+            elif path.is_file() and path.name not in MAY_DIFFER and "/wandb/" not in name:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
