@@ -138,7 +138,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         _evaluate,
         usage=f"{PROGRAM} evaluate MODEL [--json] [--out FOLDER] [--SECTION.SETTING VALUE]...",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="model folder, Hub id or packaged name")
+    evaluate.add_argument("target", metavar="MODEL", help="model folder, Hub id or packaged name")
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep samples and results here")
     evaluate.add_argument("--json", action="store_true", help="print JSON for scripts")
 
@@ -164,33 +164,32 @@ def _settings(model: Any, parser: argparse.ArgumentParser) -> Any:
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     config = load(options.config, flags)
-    name = options.run or (options.config.stem if options.config else "default")
+    named_after = options.config.stem if options.config else "default"
+    name = named_after if options.run is None else options.run
     from ssd_loop.launch import launch
 
     return launch(name, config)
 
 
 def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from rich.console import Console
-
     from ssd_loop.report import status
 
     here = Path()
     names = status.runs(here)
     if options.run is None and len(names) != 1:
         raise ConfigError(f"say which run: {', '.join(names)}" if names else "there is no run here yet")
-    state = status.read(here, options.run or names[0])
+    state = status.read(here, names[0] if options.run is None else options.run)
     if options.json:
         print(json.dumps(state))
     else:
-        status.show(state, Console(highlight=False))
+        status.show(state, status.console())
     return 0
 
 
 def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop.launch import evaluate_model
 
-    config = load(None, {**flags, "model": {**flags.get("model", {}), "name": options.model}})
+    config = load(None, {**flags, "model": {**flags.get("model", {}), "name": options.target}})
     evaluate_model(config, out=options.out, as_json=options.json)
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.tracking import Tracker
 from ssd_loop.workbench import Workbench
 
-BEST, COMPOSITION = "best", "composition.json"
+BEST, COMPOSITION, EVENTS = "best", "composition.json", "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -179,18 +180,15 @@ def merge(run: Run, n: int, adapters: Sequence[Finished]) -> Model:
 
 def write_composition(run: Run, n: int, adapters: Sequence[Finished]) -> None:
     """Write what the round's weights are: the base plus the adapters of all rounds so far."""
-    content = {
-        "base": {"title": run.bench.base.title, "content_hash": run.base.fingerprint},
-        "rounding": run.config.merge.rounding,
-        "adapters": [
-            {
-                "path": f"../round_{index:03d}/adapter",
-                "sha256": adapter.manifest.outputs[training.WEIGHTS]["sha256"],
-                "weight": 1.0,
-            }
+    content = merging.composition(
+        title=run.bench.base.title,
+        content_hash=run.base.fingerprint,
+        rounding=run.config.merge.rounding,
+        adapters=[
+            (f"../round_{index:03d}/adapter", adapter.manifest.outputs[training.WEIGHTS]["sha256"])
             for index, adapter in enumerate(adapters, 1)
         ],
-    }
+    )
     store.write_json(round_folder(run.weights, n) / COMPOSITION, content)
 
 
@@ -323,8 +321,11 @@ def step(
 
     def announced(out: Path) -> Metrics:
         progress.say(f"round {n} {stage}")
+        log_event(run, n, stage, "started")
         with costs.timed(run.folder, n, stage):
-            return work(out)
+            metrics = work(out)
+        log_event(run, n, stage, "finished")
+        return metrics
 
     done = store.step(
         stage_folder(run, n, stage),
@@ -337,3 +338,10 @@ def step(
     )
     run.tracker.log(n, stage, done.manifest.metrics)
     return done
+
+
+def log_event(run: Run, n: int, stage: str, event: str) -> None:
+    """Add a line to the run's log, which people read and nothing decides on."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    row = {"time": now, "round": n, "stage": stage, "event": event}
+    store.append_jsonl(run.folder / EVENTS, row)

@@ -72,7 +72,9 @@ def panel_problems(config: EvaluateConfig, panel: str) -> tuple[Problem, ...]:
     problems = load_panel(panel)
     if config.limit is None or config.limit >= len(problems):
         return problems
-    return tuple(problems[i * len(problems) // config.limit] for i in range(config.limit))
+    strata = sorted(range(len(problems)), key=lambda i: (problems[i].kind, problems[i].tier))
+    kept = {strata[i * len(problems) // config.limit] for i in range(config.limit)}
+    return tuple(problem for i, problem in enumerate(problems) if i in kept)
 
 
 def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:
@@ -128,7 +130,7 @@ def panel_report(
     tiers: dict[str, list[str]] = defaultdict(list)
     for problem in problems:
         tiers[problem.tier].append(problem.id)
-    ran = any(row.outcome not in ("not_run", "no_code") for row in results)
+    ran = all(row.outcome != "not_run" for row in results)
 
     def passes(ids: Sequence[str]) -> dict[str, Any]:
         return {

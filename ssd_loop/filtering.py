@@ -85,7 +85,7 @@ def _rule(
 def _extreme(sizes: Sequence[int], share: float) -> set[int]:
     """Indices of the smallest share; ties are broken by position, so the count is exact."""
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-    return set(order[: int(share * len(sizes))])
+    return set(order[: int(share * len(sizes) + 1e-9)])
 
 
 def _repeated(samples: Sequence[Sample], codes: Sequence[str | None]) -> list[bool]:

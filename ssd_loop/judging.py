@@ -19,7 +19,7 @@ from ssd_loop.sandbox import Limits
 T = TypeVar("T")
 Verdict = tuple[Outcome, str | None]  # outcome, behaviour
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def judge_all(

@@ -10,8 +10,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ssd_loop import controller, evaluation, models, progress, provenance, sandbox, store, tracking
 from ssd_loop.config import RunConfig, differences
 from ssd_loop.errors import BadArtifactError, ConfigError, StaleOutputError
@@ -66,7 +64,7 @@ def _drive(run: controller.Run) -> int:
     finally:
         run.bench.close()
         run.tracker.close(code)
-    status.show(status.read(Path(), run.name), Console(highlight=False))
+    status.show(status.read(Path(), run.name), status.console())
     if stopped and decision is not None:
         progress.say(
             f"stopped by the monitors after round {decision.round} ({decision.kind}): {decision.reason}"

@@ -77,9 +77,9 @@ class _Sums:
         self.base += _dot(base, base)
         self.delta += _dot(delta, delta)
         self.kept += _dot(change, delta)
-        error = change.sub_(delta)
+        error = written.float() - exact
         self.error += _dot(error, error)
-        nearest_error = exact.to(written.dtype).float().sub_(exact)
+        nearest_error = exact.to(written.dtype).float() - exact
         self.nearest_error += _dot(nearest_error, nearest_error)
 
     def metrics(self) -> dict[str, float | int]:

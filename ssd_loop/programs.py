@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import re
 import warnings
 
 # An opening fence may name a language; the block ends at a fence on a line of its own or with the text.
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-_THINKING_ENDS = "</think>"
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE)
+_THINKING_BEGINS, _THINKING_ENDS = "<think>", "</think>"
+_BUILTINS = frozenset(dir(builtins))
 
 
 def extract_code(text: str) -> str | None:
     """The last fenced block after any thinking part, or None where there is none."""
-    blocks = _FENCE.findall(text.rpartition(_THINKING_ENDS)[2])
+    answer = text.rpartition(_THINKING_ENDS)[2].partition(_THINKING_BEGINS)[0]
+    blocks = _FENCE.findall(answer)
     return blocks[-1] if blocks else None
 
 
@@ -58,8 +61,8 @@ def _works(node: ast.stmt) -> bool:
 def canonical_hash(code: str) -> str | None:
     """Hash of the program's structure, or None if it does not parse.
 
-    Names are numbered in order of appearance (attributes keep theirs), docstrings and annotations are
-    dropped: renaming, comments and layout make no new program.
+    Names are numbered in order of appearance (attributes and built-ins keep theirs), docstrings and
+    annotations are dropped: renaming, comments and layout make no new program.
     """
     tree = parse(code)
     if tree is None:
@@ -76,6 +79,8 @@ class _Canonical(ast.NodeTransformer):
         self._names: dict[str, str] = {}
 
     def _name(self, name: str) -> str:
+        if name in _BUILTINS:
+            return name
         return self._names.setdefault(name, f"n{len(self._names)}")
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -88,6 +93,19 @@ class _Canonical(ast.NodeTransformer):
         # A keyword of a local function is renamed with it; one of a library function names its API.
         name = self._names.get(node.arg, node.arg) if node.arg else None
         return ast.keyword(name, self.visit(node.value))
+
+    def visit_alias(self, node: ast.alias) -> ast.AST:
+        return ast.alias(node.name, self._name(node.asname) if node.asname else None)
+
+    def visit_Global(self, node: ast.Global) -> ast.AST:
+        return ast.Global([self._name(name) for name in node.names])
+
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> ast.AST:
+        return ast.Nonlocal([self._name(name) for name in node.names])
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        node.name = self._name(node.name) if node.name else None
+        return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         if node.value is None:

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 PLAIN_EVERY_S = 15.0
+EARLY_SHARE = 0.1
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -69,13 +70,18 @@ class _Lines:
             return
         self.printed = now
         left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
+        # The first items of a batch come late: an estimate from them alone is hours off.
+        known = self.done >= EARLY_SHARE * self.total
         rate = _rate(self.tokens, self.started)
-        say(f"  {self.title}: {self.done}/{self.total} {self.unit}, {rate}about {left:.0f} s left")
+        say(
+            f"  {self.title}: {self.done}/{self.total} {self.unit}{rate}"
+            + (f", about {left:.0f} s left" if known else "")
+        )
 
 
 def _rate(tokens: int, started: float) -> str:
     seconds = time.monotonic() - started
-    return f"{tokens / seconds:.0f} tokens/s, " if tokens and seconds > 0 else ""
+    return f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
 
 
 @contextmanager
@@ -88,7 +94,7 @@ def task(title: str, total: int, unit: str) -> Iterator[Task]:
         TextColumn("  {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{unit}  {{task.fields[rate]}}"),
+        TextColumn(f"{unit}{{task.fields[rate]}}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

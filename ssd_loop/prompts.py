@@ -53,6 +53,7 @@ class Renderer:
             tokenize=True,
             return_dict=True,
             date_string=PINNED_DATE,
+            strftime_now=lambda _format: PINNED_DATE,
         )
         return tuple(encoded["input_ids"])
 
@@ -109,8 +110,13 @@ def _from_jsonl(config: PromptsConfig) -> tuple[Problem, ...]:
         raise ConfigError(
             f"prompts.source = {config.source!r} is neither 'builtin' nor an existing .jsonl file"
         )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     seen: dict[str, Problem] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: JSON strings may hold U+2028 and other separators as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         prompt = _jsonl_row(config, line, f"{path} line {number}")

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -198,10 +198,10 @@ def step(
 
 
 def _stale(folder: Path, old: Manifest, wanted: str, inputs: Mapping[str, Input]) -> str:
-    names = [name for name in inputs if old.inputs.get(name) != inputs[name]]
-    what = f"input {', '.join(names)}" if names else f"settings or version of stage {old.stage}"
+    names = [n for n in sorted({*inputs, *old.inputs}) if old.inputs.get(n) != inputs.get(n)]
+    what = f"another input {', '.join(names)}" if names else f"other settings or version of stage {old.stage}"
     return (
-        f"{folder} was made with another {what}; go on with the old settings, choose a new --run, "
+        f"{folder} was made with {what}; go on with the old settings, choose a new --run, "
         "or move that folder away"
     )
 
@@ -210,13 +210,13 @@ def _begin(folder: Path, wanted: str) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     mark = partial / IN_PROGRESS
-    claim = _claim(mark)
+    claim = _claim(mark) or _complete(partial)
     if claim is not None and claim != wanted:
         raise StaleOutputError(
             f"{partial} was begun with other settings or inputs; go on with the old ones, choose a new "
             "--run, or delete that folder"
         )
-    if claim == wanted and _is_complete(partial, wanted):
+    if _complete(partial) == wanted:
         return partial
     for entry in partial.iterdir():
         if claim is None or entry.name not in (IN_PROGRESS, SHARDS):
@@ -233,12 +233,13 @@ def _claim(mark: Path) -> str | None:
         return None  # killed before anything of worth was in it
 
 
-def _is_complete(partial: Path, wanted: str) -> bool:
-    """Whether only the rename was missing when the last attempt died."""
-    if not (partial / MANIFEST).exists():
-        return False
-    done = finished(partial)
-    return done is not None and done.manifest.fingerprint == wanted
+def _complete(partial: Path) -> str | None:
+    """The fingerprint of a result that lacked only the rename when the last attempt died."""
+    try:
+        done = finished(partial)
+    except BadArtifactError:
+        return None
+    return done.manifest.fingerprint if done else None
 
 
 def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
@@ -321,6 +322,7 @@ def run_lock(run_folder: Path) -> Iterator[None]:
         SsdLoopError: the folder cannot be made or written.
     """
     lock = run_folder / LOCK
+    made_parent = not run_folder.parent.exists()
     with _open_lock(lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -337,6 +339,9 @@ def run_lock(run_folder: Path) -> Iterator[None]:
             if [entry.name for entry in run_folder.iterdir()] == [LOCK]:
                 lock.unlink()  # nothing was begun: leave nothing behind
                 run_folder.rmdir()
+                if made_parent:
+                    with suppress(OSError):  # another run was begun in it
+                        run_folder.parent.rmdir()
 
 
 def _open_lock(lock: Path) -> IO[str]:

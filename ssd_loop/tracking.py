@@ -90,7 +90,7 @@ class Tracker:
         if self._run is None:
             return
         try:
-            self._run.finish(exit_code=exit_code, quiet=True)
+            self._run.finish(exit_code=exit_code)
         except Exception as error:
             log.warning("tracking did not finish cleanly: %s", error)
         self._run = None

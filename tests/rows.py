@@ -44,7 +44,9 @@ def result(problem_id: str, outcome: Any, index: int = 0, panel: str = "heldout"
 
 def function(name: str, panel: str = "heldout", **other: Any) -> Problem:
     """A problem that asks for one function."""
-    return Problem(panel=panel, id=name, kind="function", prompt=f"def {name}(x):\n", entry_point=name, **other)
+    return Problem(
+        panel=panel, id=name, kind="function", prompt=f"def {name}(x):\n", entry_point=name, **other
+    )
 
 
 @dataclass

@@ -65,7 +65,7 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int 
         (["--run", ".hidden"], [".hidden"]),
         (["--run", "a" * 65], ["aaa", "64"]),
         (["--run", "a b"], ["'a b'"]),
-        (["--run", ""], ["''"]),
+        (["--run", "", "--model.name", "./nowhere"], ["''", "--run"]),
         (["--run", "line\nbreak"], ["--run"]),
         (["--prompts.source", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--track.mode", "online"], ["WANDB_API_KEY", "offline"]),

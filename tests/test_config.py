@@ -17,8 +17,8 @@ from ssd_loop.config import (
     CONFIGS,
     EvaluateConfig,
     RunConfig,
-    Section,
     SampleConfig,
+    Section,
     affects_result,
     differences,
     load,
@@ -179,7 +179,12 @@ def test_differences_name_changed_results_and_ignore_speed() -> None:
     assert differences(old, RunConfig().model_dump(mode="json")) == []
     changed = load(
         None,
-        {"rounds": 99, "sample": {"temperature": 1.6}, "train": {"micro_batch_size": 4}, "track": {"mode": "offline"}},
+        {
+            "rounds": 99,
+            "sample": {"temperature": 1.6},
+            "train": {"micro_batch_size": 4},
+            "track": {"mode": "offline"},
+        },
     )
     assert differences(old, changed.model_dump(mode="json")) == ["sample.temperature: 1.0 -> 1.6"]
 

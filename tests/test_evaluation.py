@@ -62,7 +62,9 @@ def test_distinct_at_m_does_not_move_with_the_number_of_samples() -> None:
     rng = np.random.default_rng(0)
     law = [0.5, 0.2, 0.1, 0.1, 0.05, 0.05]
     means = {
-        n: np.mean([distinct_at_m([c for c in row if c], 2) for row in rng.multinomial(n, law, 20_000).tolist()])
+        n: np.mean(
+            [distinct_at_m([c for c in row if c], 2) for row in rng.multinomial(n, law, 20_000).tolist()]
+        )
         for n in (4, 16)
     }
     exact = 2.0 - sum(p * p for p in law)

@@ -72,9 +72,13 @@ def test_too_short_and_too_long_drop_their_share(count: int, share: float, dropp
     short = reasons(rows, "too_short", too_short_share=share)
     long = reasons(rows, "too_long", too_long_share=share)
     assert short.count("too_short") == long.count("too_long") == dropped
-    sizes = {why: [len(row.text) for row, found in zip(rows, short, strict=True) if found == why] for why in short}
+    sizes = {
+        why: [len(row.text) for row, found in zip(rows, short, strict=True) if found == why] for why in short
+    }
     assert max(sizes.get("too_short", [0])) < min(sizes.get(None, [count + 1]))
-    sizes = {why: [len(row.text) for row, found in zip(rows, long, strict=True) if found == why] for why in long}
+    sizes = {
+        why: [len(row.text) for row, found in zip(rows, long, strict=True) if found == why] for why in long
+    }
     assert min(sizes.get("too_long", [count + 1])) > max(sizes.get(None, [0]))
 
 

@@ -11,7 +11,9 @@ from ssd_loop.sandbox import Limits
 from tests.rows import fenced, function, sample
 
 LIMITS = Limits(cpu_s=1.0)
-DOUBLE = function("double", tests=(("double(2)", "4"), ("double([1])", "[1, 1]")), probes=("double('a')", "double(None)"))
+DOUBLE = function(
+    "double", tests=(("double(2)", "4"), ("double([1])", "[1, 1]")), probes=("double('a')", "double(None)")
+)
 RIGHT = "def double(x):\n    return x * 2\n"
 COUNT = Problem(
     panel="ood",
@@ -62,7 +64,7 @@ def test_built_in_solutions_pass_and_a_useless_one_fails(panel: str) -> None:
         ("def double(x):\n    return str(x * 2)\n", "failed"),
         ("def double(x):\n    return 4\n", "failed"),
         ("def double(x):\n    raise ValueError\n", "failed"),
-        ("class Any:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Any()\n", "failed"),
+        ("class A:\n  def __eq__(self, b):\n    return True\ndef double(x):\n  return A()\n", "failed"),
         ("def other(x):\n    return x * 2\n", "crashed"),
         ("def double(x:\n", "crashed"),
         ("import sys\nsys.exit(0)\n", "crashed"),
@@ -161,7 +163,8 @@ def test_every_sample_gets_its_result_in_order() -> None:
     wrong = "def double(x):\n    return 0\n"
     texts = [fenced(wrong), fenced(RIGHT), "no code", fenced(wrong)]
     pairs = [
-        (DOUBLE, sample(text, panel="heldout", prompt_id="double", sample_index=i)) for i, text in enumerate(texts)
+        (DOUBLE, sample(text, panel="heldout", prompt_id="double", sample_index=i))
+        for i, text in enumerate(texts)
     ]
     pairs.append((exact("7"), sample("It is 7", panel="ood", prompt_id="sum", sample_index=9)))
     results = judge_all(pairs, limits=LIMITS, workers=2, execute=True)

@@ -197,7 +197,9 @@ def test_the_best_round_has_the_highest_bound_of_its_gain() -> None:
 def series(before: list[float], now: list[float], **other: Any) -> Series:
     units = [f"u{i}" for i in range(max(len(before), len(now)))]
     asked = {"name": "s", "family": "harm", "margin": 0.0, "worse": -1, **other}
-    return Series(baseline=dict(zip(units, before, strict=False)), current=dict(zip(units, now, strict=False)), **asked)
+    return Series(
+        baseline=dict(zip(units, before, strict=False)), current=dict(zip(units, now, strict=False)), **asked
+    )
 
 
 def test_a_reading_by_hand() -> None:
@@ -265,7 +267,9 @@ def noisy_report(rng: np.random.Generator, law: dict[str, Any], factor: int, dro
         ood=rng.binomial(factor, ood).tolist(),
         ood_drawn=factor,
         nll=(law["nll"] + drop * CONFIG.nll_margin + rng.normal(0, 0.01, TEXTS)).tolist(),
-        distinct=(law["distinct"] * (1 - drop * CONFIG.diversity_margin) + rng.normal(0, spread, PROBE)).tolist(),
+        distinct=(
+            law["distinct"] * (1 - drop * CONFIG.diversity_margin) + rng.normal(0, spread, PROBE)
+        ).tolist(),
     )
 
 

@@ -183,7 +183,7 @@ def test_a_renamed_keyword_of_a_local_function_makes_no_new_program() -> None:
         ("def f(a):\n    return 'x'\n", "def f(a):\n    return b'x'\n"),
         ("def f(a):\n    return a\n", "def f(a):\n    yield a\n"),
         ("def f(a, b=1):\n    return a\n", "def f(a, b):\n    return a\n"),
-        ("def f(xs):\n    return sorted(xs, reverse=True)\n", "def f(xs):\n    return sorted(xs, key=True)\n"),
+        ("def f(xs):\n    return sorted(xs, reverse=1)\n", "def f(xs):\n    return sorted(xs, key=1)\n"),
         ("from math import floor\nfloor(1.5)\n", "from math import ceil\nceil(1.5)\n"),
         ("def f(x):\n    try:\n        g(x)\n    except ValueError:\n        pass\n",
          "def f(x):\n    try:\n        g(x)\n    except TypeError:\n        pass\n"),

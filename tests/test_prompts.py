@@ -168,7 +168,7 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "builtins", "."])
 def test_an_unknown_source_is_refused_by_value(source: str) -> None:
-    with pytest.raises(ConfigError, match="prompts.source") as caught:
+    with pytest.raises(ConfigError, match=r"prompts\.source") as caught:
         load_prompts(PromptsConfig(source=source))
     assert repr(source) in str(caught.value)
 

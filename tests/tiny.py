@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY_SIZE = 320
-CONTEXT = 512
+CONTEXT = 2048  # the default of engine.max_model_len
 
 
 def build(kind: TinyKind, folder: Path, dtype: str = "bfloat16", seed: int = 0) -> Path:
@@ -100,7 +100,8 @@ def build_model(
             model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
         else:
             model = Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=False))
-    with torch.no_grad():
-        # Longer rows reach higher logits: a stop token comes up every few dozen tokens, not never.
-        model.get_output_embeddings().weight[stop_ids] *= 1.5
+        # Longer rows reach higher logits: each stop token comes up every few dozen tokens, not never.
+        rows = torch.randn(len(stop_ids), sizes["hidden_size"]) * 1.5 * sizes["initializer_range"]
+        with torch.no_grad():
+            model.get_output_embeddings().weight[stop_ids] = rows
     return model.eval()

@@ -21,6 +21,7 @@ from ssd_loop.errors import BadArtifactError, ConfigError
 
 EngineName = Literal["vllm", "transformers"]
 FinishReason = Literal["stop", "length"]
+WeightsState = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Engine(Protocol):
     def load(self, model_dir: Path) -> None:
         """Make the weights in `model_dir` the ones that answer; swaps them in place if others did.
 
-        All folders given to one engine hold the same architecture and tokenizer.
+        Nothing is done where these very files are loaded already. All folders given to one engine hold
+        the same architecture and tokenizer.
         """
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -150,3 +152,9 @@ def check_context(model_dir: Path, max_model_len: int) -> None:
             f"engine.max_model_len is {max_model_len}, but the model in {model_dir} has a context of "
             f"{limit} tokens; set engine.max_model_len to {limit} or less"
         )
+
+
+def weights_state(model_dir: Path) -> WeightsState:
+    """Path, size and time of change of every weight file: equal means the same weights."""
+    files = sorted(model_dir.resolve().glob("*.safetensors"))
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -21,9 +21,11 @@ from ssd_loop.engines import (
     EngineName,
     Request,
     TokenScores,
+    WeightsState,
     check_context,
     check_lengths,
     check_texts,
+    weights_state,
 )
 from ssd_loop.engines.truncation import truncate
 from ssd_loop.errors import SsdLoopError
@@ -42,16 +44,20 @@ class TransformersEngine:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = choose_device(config.device)
         self._model: PreTrainedModel | None = None
+        self._weights: WeightsState | None = None
 
     def load(self, model_dir: Path) -> None:
         """Make the weights in `model_dir` the ones that answer."""
         check_context(model_dir, self._max_model_len)
+        wanted = weights_state(model_dir)
+        if wanted == self._weights:
+            return
         transformers_logging.disable_progress_bar()
-        self._model = None  # before the next one is read, or both would need room
+        self._model, self._weights = None, None  # before the next is read, or both need room
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=self._dtype, trust_remote_code=False, use_safetensors=True
         )
-        self._model = model.to(self._device).eval()
+        self._model, self._weights = model.to(self._device).eval(), wanted
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions in the order of the requests."""
@@ -73,7 +79,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Drop the model."""
         self.release()
-        self._model = None
+        self._model, self._weights = None, None
 
     def _loaded(self) -> PreTrainedModel:
         assert self._model is not None, "load a model before asking the engine for anything"

@@ -26,9 +26,11 @@ from ssd_loop.engines import (
     EngineName,
     Request,
     TokenScores,
+    WeightsState,
     check_context,
     check_lengths,
     check_texts,
+    weights_state,
 )
 from ssd_loop.errors import SsdLoopError, StageFailedError
 
@@ -54,6 +56,7 @@ class VllmEngine:
         if self._worker is None:
             self._worker = Worker(self._config, self._dtype, model_dir)
         elif wanted != self._loaded:
+            self._loaded = None  # neither the old nor the new ones, should this be interrupted
             self._worker.call("load", str(model_dir))
         self._loaded = wanted
 
@@ -167,11 +170,11 @@ class Worker:
 
     def _death(self) -> StageFailedError:
         """What is known about a worker that went away by itself."""
-        self._stop()
+        status = self._process.wait(CLOSE_TIMEOUT_S)
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return StageFailedError(
-            f"vLLM stopped with exit status {self._process.returncode}: {last[:250]}; run again, or set "
+            f"vLLM stopped with exit status {status}: {last[:250]}; run again, or set "
             "engine.name to transformers"
         )
 
@@ -182,23 +185,14 @@ class Worker:
         self._folder.cleanup()
 
     def _stop(self) -> None:
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
         try:
             self._process.wait(CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if self._life >= 0:
-            os.close(self._life)
-            self._life = -1
-
-
-WeightsState = tuple[tuple[str, int, int], ...]
-
-
-def weights_state(model_dir: Path) -> WeightsState:
-    """Path, size and time of change of every weight file: equal means the same weights."""
-    files = sorted(model_dir.resolve().glob("*.safetensors"))
-    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def worker_environment(environment: dict[str, str], folder: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ requests always makes the same batches, and with them the same bytes.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ import numpy as np
 from ssd_loop.engines import Completion, Request, TokenScores
 
 if TYPE_CHECKING:
+    import torch
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -43,7 +45,7 @@ def main() -> None:
             elif command == "score":
                 stream(connection, score(engine, connection.poll, *arguments))
             elif command == "load":
-                load(engine, *arguments)
+                load(engine, device, *arguments)
                 connection.send(None)
             elif command == "release":
                 release(engine, device)
@@ -55,6 +57,7 @@ def main() -> None:
 def die_with_the_run(life: int) -> None:
     """Kill this process and its children as soon as the run, which holds the other end, is gone."""
     os.read(life, 1)
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # a killed run cannot tidy up
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -85,8 +88,12 @@ def start(
         "disable_log_stats": True,
     }
     if device == "cpu":
+        import torch
+
         from ssd_loop.engines.vllm_truncation import FastTruncation
 
+        # vLLM compiles a few helpers even in eager mode: seconds at every start, and a C++ compiler to have.
+        torch._dynamo.config.disable = True
         settings |= {
             # Compiling costs 5 to 45 s at start and gains too little for shards of minutes.
             "enforce_eager": True,
@@ -118,11 +125,26 @@ def kv_cache_bytes(model_dir: str, dtype: str, max_model_len: int) -> int:
     return max(CPU_KV_CACHE_BYTES, 2 * bytes_per_token * max_model_len)
 
 
-def load(engine: LLMEngine, model_dir: str) -> None:
+def load(engine: LLMEngine, device: str, model_dir: str) -> None:
     """Put the weights in `model_dir` in place of the ones that are loaded."""
     wake(engine)
     engine.collective_rpc("reload_weights", kwargs={"weights_path": model_dir})
+    if device == "cpu":
+        engine.apply_model(repack_head)
     engine.reset_prefix_cache()
+
+
+def repack_head(model: torch.nn.Module) -> None:
+    """Bring the output layer up to date: vLLM computes with a packed copy of its weights on a CPU.
+
+    A reload renews that copy for every tensor it finds in the file, and so not for an output layer that
+    is tied to the input embedding and has no tensor of its own.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def release(engine: LLMEngine, device: str) -> None:

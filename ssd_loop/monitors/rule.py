@@ -129,7 +129,7 @@ def read_decision(folder: Path) -> Decision:
         readings = {name: Reading(**value) for name, value in data.pop("monitors").items()}
         attribution = tuple(data.pop("attribution"))
         return Decision(**data, attribution=attribution, monitors=readings)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadArtifactError(f"{path} cannot be read; restore it") from None
 
 

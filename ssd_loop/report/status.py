@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssd_loop import costs, evaluation, store
-from ssd_loop.errors import ConfigError
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.monitors import rule
 
 STAGES = ("sample", "filter", "train", "merge", "evaluate", "monitor")
@@ -32,18 +33,24 @@ def read(root: Path, name: str) -> dict[str, Any]:
     if not (folder / "run.json").is_file():
         known = ", ".join(runs(root)) or "none"
         raise ConfigError(f"there is no run {name!r} under {root / 'rounds'}; runs here: {known}")
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        model, engine = about["base_model"], about["engine"]
+        title, dtype = model["title"], model["dtype"]
+    except (ValueError, KeyError, TypeError):
+        raise BadArtifactError(f"{folder / 'run.json'} is torn; restore it") from None
     spent = costs.read(folder)
     rounds = [
         _round(root, name, int(path.name.removeprefix("round_")), spent)
         for path in sorted(folder.glob("round_*"))
+        if path.name.removeprefix("round_").isdigit()
     ]
     link = root / "checkpoints" / name / "best"
     return {
         "run": name,
-        "model": about["base_model"]["title"],
-        "engine": about["engine"],
-        "dtype": about["base_model"]["dtype"],
+        "model": title,
+        "engine": engine,
+        "dtype": dtype,
         "rounds": rounds,
         "best": str(link.readlink()) if link.is_symlink() else None,
         "seconds": round(sum(cost.seconds for cost in spent.values()), 1),
@@ -77,8 +84,15 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=120)
+
+
 def show(state: dict[str, Any], console: Console) -> None:
     """Print the run as tables."""
+    console.print()
     console.print(
         f"run {state['run']}: {state['model']}, {state['engine']}, {state['dtype']}; "
         f"{state['seconds']:.0f} s so far; best: {state['best'] or 'not decided yet'}",
@@ -92,7 +106,9 @@ def show(state: dict[str, Any], console: Console) -> None:
 
 
 def _quality(state: dict[str, Any]) -> Table:
-    table = Table(title="What each round's model can do", title_justify="left")
+    table = Table(
+        title="What each round's model can do (± standard error over problems)", title_justify="left"
+    )
     reports = [row.get("report", {}) for row in state["rounds"]]
     names = list(dict.fromkeys(key for report in reports for key in report))
     shown = [n for n in names if "pass_at" in n and not n.endswith("_se")]
@@ -108,7 +124,7 @@ def _quality(state: dict[str, Any]) -> Table:
 
 def _heading(name: str) -> str:
     return (
-        name.replace("_pass_at_", " pass@")
+        re.sub(r"_pass_at_(\d+)", r" pass@\1 %", name)
         .replace("_distinct_at_", " distinct@")
         .replace("reference_perplexity", "reference perplexity")
     )
@@ -119,7 +135,7 @@ def _cell(report: dict[str, Any], name: str) -> str:
     if value is None:
         return "-"
     if "pass_at" in name:
-        return f"{100 * value:.1f} ± {100 * report[name + '_se']:.1f} %"
+        return f"{100 * value:.1f} ± {100 * report[name + '_se']:.1f}"
     return f"{value:.3f}"
 
 
