@@ -189,7 +189,12 @@ def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop.launch import evaluate_model
 
-    config = load(None, {**flags, "model": {**flags.get("model", {}), "name": options.target}})
+    # A single measurement takes whole panels; a run's default thins them to what every round can afford.
+    given = {
+        "model": {**flags.get("model", {}), "name": options.target},
+        "evaluate": {"limit": None, **flags.get("evaluate", {})},
+    }
+    config = load(None, {**flags, **given})
     evaluate_model(config, out=options.out, as_json=options.json)
     return 0
 

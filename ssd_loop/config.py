@@ -39,7 +39,7 @@ FilterName = Literal[
     "raw",
 ]
 PanelName = Literal["probe", "heldout", "ood", "report"]
-SAMPLES_PER_PROBLEM: dict[PanelName, int] = {"probe": 4, "heldout": 2, "ood": 1, "report": 1}
+SAMPLES_PER_PROBLEM: dict[PanelName, int] = {"probe": 2, "heldout": 2, "ood": 1, "report": 1}
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -91,7 +91,7 @@ class PromptsConfig(Section):
     )
     prompt_column: str = Field("prompt", description="Column that holds the task text.")
     id_column: str = Field("id", description="Column that holds the prompt's id.")
-    limit: int | None = Field(None, ge=1, description="Use this many prompts; unset: all.")
+    limit: int | None = Field(120, ge=1, description="Use this many prompts, spread evenly; unset: all.")
 
 
 class SampleConfig(Section):
@@ -188,7 +188,9 @@ class EvaluateConfig(Section):
     baseline_multiplier: int = Field(
         4, ge=4, le=64, description="Round 0 draws this many times the samples (ours; monitors)."
     )
-    limit: int | None = Field(None, ge=1, description="Use this many problems per panel; unset: all.")
+    limit: int | None = Field(
+        60, ge=1, description="Use this many problems per panel, spread evenly; unset: all."
+    )
     pass_at: tuple[int, ...] = Field((1,), min_length=1, description="The k of pass@k.")
     temperature: float = Field(0.8, gt=0.0, le=10.0, description="Evaluation temperature (ours).")
     top_k: int = Field(0, ge=0, description="Evaluation top-k, 0 = off (ours).")
@@ -230,7 +232,7 @@ class SandboxConfig(Section):
     """Limits of one generated program. Code runs under bubblewrap or not at all."""
 
     execute: bool = Field(True, description="Run generated code; off: outcomes are not_run.")
-    cpu_s: float = Field(4.0, gt=0.0, le=600.0, description="Processor seconds of one program.")
+    cpu_s: float = Field(2.0, gt=0.0, le=600.0, description="Processor seconds of one program.")
     memory_mib: int = Field(512, ge=64, description="Memory of one program, MiB.")
     workers: int = speed_only(2, "Programs run at once.", ge=1, le=256)
 

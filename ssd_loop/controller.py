@@ -27,7 +27,6 @@ from ssd_loop.config import RunConfig
 from ssd_loop.monitors import rule
 from ssd_loop.prompts import content_input, load_prompts
 from ssd_loop.records import Sample, derive_seed, read_rows
-from ssd_loop.sandbox import Limits
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.tracking import Tracker
 from ssd_loop.workbench import Workbench
@@ -120,7 +119,7 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
             runs = judging.running(
                 rows,
                 {prompt.id: prompt for prompt in prompts},
-                limits=Limits(cpu_s=sandbox.cpu_s, memory_mib=sandbox.memory_mib),
+                limits=judging.limits_of(sandbox),
                 workers=sandbox.workers,
             )
         return filtering.run(config, rows, out=out, runs=runs)

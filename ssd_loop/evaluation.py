@@ -15,13 +15,12 @@ import numpy as np
 from ssd_loop.config import EvaluateConfig, SandboxConfig
 from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.judging import judge_all
-from ssd_loop.problems import Problem, ReferenceText, load_panel, load_reference
+from ssd_loop.judging import judge_all, limits_of
+from ssd_loop.problems import Problem, ReferenceText, load_panel, load_reference, thin
 from ssd_loop.programs import canonical_hash, extract_code
 from ssd_loop.prompts import Renderer, content_input
 from ssd_loop.records import Result, Sample, write_rows
 from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
-from ssd_loop.sandbox import Limits
 from ssd_loop.store import Input, Metrics, write_json
 
 STAGE_VERSION = 1
@@ -68,13 +67,8 @@ def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[str, int]:
 
 
 def panel_problems(config: EvaluateConfig, panel: str) -> tuple[Problem, ...]:
-    """The problems of a panel, thinned evenly to `limit` so that every tier and kind stays in."""
-    problems = load_panel(panel)
-    if config.limit is None or config.limit >= len(problems):
-        return problems
-    strata = sorted(range(len(problems)), key=lambda i: (problems[i].kind, problems[i].tier))
-    kept = {strata[i * len(problems) // config.limit] for i in range(config.limit)}
-    return tuple(problem for i, problem in enumerate(problems) if i in kept)
+    """The problems of a panel, thinned to `limit`."""
+    return thin(load_panel(panel), config.limit)
 
 
 def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:
@@ -242,7 +236,7 @@ def run(
     problems = {(p.panel, p.id): p for rows in panels.values() for p in rows}
     results = judge_all(
         [(problems[s.panel, s.prompt_id], s) for s in samples],
-        limits=Limits(cpu_s=sandbox_config.cpu_s, memory_mib=sandbox_config.memory_mib),
+        limits=limits_of(sandbox_config),
         workers=sandbox_config.workers,
         execute=sandbox_config.execute,
     )

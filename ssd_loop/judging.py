@@ -11,15 +11,24 @@ from functools import partial
 from typing import TypeVar
 
 from ssd_loop import progress, sandbox
+from ssd_loop.config import SandboxConfig
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.records import Outcome, Result, Sample
 from ssd_loop.sandbox import Limits
 
+WALL_PER_CPU = 5.0
+
 T = TypeVar("T")
 Verdict = tuple[Outcome, str | None]  # outcome, behaviour
 
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+
+
+def limits_of(config: SandboxConfig) -> Limits:
+    """The limits that the settings ask for; wall time is only a backstop for programs that sleep."""
+    wall_s = max(Limits().wall_s, WALL_PER_CPU * config.cpu_s)
+    return Limits(cpu_s=config.cpu_s, wall_s=wall_s, memory_mib=config.memory_mib)
 
 
 def judge_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -21,6 +22,10 @@ from ssd_loop.workbench import Workbench
 RUN_FILE = "run.json"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FINISHED, STOPPED = 0, 3
+
+# OpenMP threads that spin while they wait take the cores from whoever has work: the engine and the trainer
+# share one machine. Takes effect because torch is imported later than this module.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def launch(name: str, config: RunConfig) -> int:

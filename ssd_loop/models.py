@@ -6,26 +6,22 @@ read and no code that comes with a model is run.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from ssd_loop.config import DEFAULT_MODEL
-from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
+from ssd_loop.errors import ConfigError, SsdLoopError
+from ssd_loop.model_cache import cached, default_cache_dir, write_json
+from ssd_loop.model_cache import read_json as read_json  # also used through this module
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # raised when what is written into the cache changes
 DEFAULT_MODEL_TITLE = "SmolLM2-135M-Instruct (dequantised Q4_1)"
 DEFAULT_MODEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -50,7 +46,6 @@ MODEL_FILES = (
 )
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 HUB_ATTEMPTS = 4
-SIZES_FILE = "cached_sizes.json"
 FLOAT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -92,12 +87,6 @@ def resolve(name: str, revision: str | None, dtype: str, cache_dir: Path | None 
         key = f"{title.replace('/', '--')}-{content_hash(folder)[:16]}-{target}"
         folder = cached(cache, key, lambda out: convert(folder, target, out))
     return ResolvedModel(folder, title, target)
-
-
-def default_cache_dir() -> Path:
-    """`ssd_loop/` in XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ssd_loop"
 
 
 def content_hash(path: Path) -> str:
@@ -294,81 +283,3 @@ def convert(folder: Path, dtype: str, out: Path) -> None:
         content = read_json(index)
         content["metadata"] = content.get("metadata", {}) | {"total_size": total_bytes}
         write_json(index, content)
-
-
-def cached(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
-    """The folder `key` in the cache, written first where it is missing or torn.
-
-    A kernel lock makes a second process wait for the first; it is free again when its holder dies. A
-    folder appears under its name by one rename, with everything in it on disk.
-    """
-    target = cache / f"{key}-v{CACHE_VERSION}"
-    if is_whole(target):
-        return target
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f"{target.name}.lock")):
-            if is_whole(target):
-                return target
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.mkdir()
-            write(partial)
-            sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-            write_json(partial / SIZES_FILE, sizes)
-            for path in (*partial.iterdir(), partial):
-                fsync(path)
-            partial.rename(target)
-            fsync(cache)
-    except OSError as error:
-        raise SsdLoopError(
-            f"the model cache {cache} cannot be written ({error.strerror or error}); make room or set "
-            "XDG_CACHE_HOME to another folder"
-        ) from error
-    return target
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a cached folder holds every file at the size it was written with."""
-    sizes = folder / SIZES_FILE
-    if not sizes.is_file():
-        return False
-    expected: dict[str, int] = read_json(sizes)
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size
-        for name, size in expected.items()
-    )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel frees it when the holder dies."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def fsync(path: Path) -> None:
-    """Return once the file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadArtifactError(f"{path} is not valid JSON ({error}); restore it") from error
-    return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` in a form that depends on nothing else."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssd_loop.config import PromptsConfig
 from ssd_loop.errors import ConfigError
-from ssd_loop.problems import Problem, content_hash, load_panel
+from ssd_loop.problems import Problem, content_hash, load_panel, thin
 from ssd_loop.store import Input, sha256_json
 
 # Some templates print today's date (Llama 3); a fixed one keeps prompts equal from day to day.
@@ -101,7 +101,7 @@ def load_prompts(config: PromptsConfig) -> tuple[Problem, ...]:
         ConfigError: the source cannot be read, or has no such column.
     """
     rows = load_panel("train") if config.source == "builtin" else _from_jsonl(config)
-    return rows[: config.limit]
+    return thin(rows, config.limit)
 
 
 def _from_jsonl(config: PromptsConfig) -> tuple[Problem, ...]:

