@@ -259,10 +259,10 @@ class MonitorConfig(Section):
         0.15, description="Relative loss of structural diversity that is tolerated (M4)."
     )
     truncated_limit: Share = Field(
-        0.8, description="Hard guard: share of held-out answers cut by length (ours)."
+        0.95, description="Hard guard: share of held-out answers cut by length (ours)."
     )
     unparsable_limit: Share = Field(
-        0.9, description="Hard guard: share of held-out answers whose code does not parse (ours)."
+        0.95, description="Hard guard: share of held-out answers whose code does not parse (ours)."
     )
 
 

@@ -1,6 +1,10 @@
 """Tiny models, built once per session."""
 
+import os
 from pathlib import Path
+
+# As the command line does, before torch is imported: spinning threads starve whatever runs beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 

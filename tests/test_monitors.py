@@ -112,7 +112,7 @@ def test_lost_variety_is_collapse_while_pass_rates_rise() -> None:
 
 @pytest.mark.parametrize("name", ["truncated", "unparsable"])
 def test_a_guard_needs_no_statistics(name: str) -> None:
-    broken = report(**{name: 0.95})
+    broken = report(**{name: 0.97})
     decision = decide([report(), broken], CONFIG)
     assert (decision.verdict, decision.kind) == ("stop", "guard")
     assert decision.attribution == (f"heldout_{name}_share",)
