@@ -34,6 +34,12 @@ them, fine-tunes the same model on them through LoRA, merges, measures, and deci
 Running the same command again goes on where it stopped; a larger --rounds adds rounds.
 """
 
+RUN_DESCRIPTION = """\
+Run or continue the loop. Results go to rounds/NAME, weights to checkpoints/NAME, below the current folder.
+Settings come from the defaults, then --config FILE, then flags. In the list below "P" is the paper, arXiv
+2604.01193, and "ours" a choice of this project.
+"""
+
 EXIT_CODES = """\
 exit codes: 0 finished, 1 a stage or the environment failed, 2 bad settings or input, 3 stopped by the
 monitors (a result, not a failure), 130 interrupted (run the same command to go on)
@@ -111,10 +117,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         sub = commands.add_parser(
             name,
             help=summary,
-            description=summary,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            **more,
+            **{"description": summary, **more},
         )
         sub.set_defaults(action=action)
         return sub
@@ -123,6 +128,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         "run",
         "the loop (the default command)",
         _run,
+        description=RUN_DESCRIPTION,
         usage=f"{PROGRAM} [run] [--rounds N] [--SECTION.SETTING VALUE]...",
     )
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")

@@ -91,7 +91,11 @@ class PromptsConfig(Section):
     )
     prompt_column: str = Field("prompt", description="Column that holds the task text.")
     id_column: str = Field("id", description="Column that holds the prompt's id.")
-    limit: int | None = Field(120, ge=1, description="Use this many prompts, spread evenly; unset: all.")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="Use this many prompts, spread evenly; unset: 120 of the built-in ones, all of others.",
+    )
 
 
 class SampleConfig(Section):

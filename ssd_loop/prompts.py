@@ -16,6 +16,9 @@ from ssd_loop.store import Input, sha256_json
 # Some templates print today's date (Llama 3); a fixed one keeps prompts equal from day to day.
 PINNED_DATE = "01 Jan 2026"
 
+# About 12,000 sampled tokens a round on the default model: a round stays short on two CPU cores.
+BUILT_IN_PROMPTS = 120
+
 FUNCTION_MESSAGE = """\
 Write the Python function below. Answer with one Python code block that holds the complete function.
 
@@ -100,8 +103,9 @@ def load_prompts(config: PromptsConfig) -> tuple[Problem, ...]:
     Raises:
         ConfigError: the source cannot be read, or has no such column.
     """
-    rows = load_panel("train") if config.source == "builtin" else _from_jsonl(config)
-    return thin(rows, config.limit)
+    if config.source == "builtin":
+        return thin(load_panel("train"), config.limit or BUILT_IN_PROMPTS)
+    return thin(_from_jsonl(config), config.limit)
 
 
 def _from_jsonl(config: PromptsConfig) -> tuple[Problem, ...]:

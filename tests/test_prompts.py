@@ -174,7 +174,8 @@ def test_an_unknown_source_is_refused_by_value(source: str) -> None:
 
 
 def test_the_built_in_prompts_are_the_train_panel() -> None:
-    assert load_prompts(PromptsConfig(limit=None)) == load_panel("train")
+    assert load_prompts(PromptsConfig(limit=1000)) == load_panel("train")
+    assert len(load_prompts(PromptsConfig())) == 120
     few = load_prompts(PromptsConfig(limit=3))
     assert [prompt for prompt in load_panel("train") if prompt in few] == list(few)
     assert len({prompt.tier for prompt in few}) == 3
