@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic_settings import CliSettingsSource
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from ssd_loop import __version__
 from ssd_loop.config import EvaluateOptions, RunConfig, load
@@ -89,7 +89,10 @@ def _dispatch(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     flags: dict[str, Any] = {}
     if options.command in sources:
-        flags = sources[options.command](parsed_args=_given(options))()
+        try:
+            flags = sources[options.command](parsed_args=_given(options))()
+        except SettingsError as error:
+            raise ConfigError(f"a flag cannot be read: {error}; see --help") from None
     result: int = options.action(options, flags)
     return result
 

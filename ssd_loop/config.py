@@ -52,7 +52,7 @@ def speed_only(default: Any, description: str, **limits: Any) -> Any:
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change results, as plain data: what a fingerprint is made of."""
@@ -69,12 +69,11 @@ def affects_result(field: Any) -> bool:
 class ModelConfig(Section):
     """Which model is distilled into itself."""
 
-    name: str = Field(
-        DEFAULT_MODEL,
-        min_length=1,
-        description="Packaged name, folder of a Hugging Face model, or Hub id.",
+    # Models and prompts are known by their content, which every manifest names: where they lie may change.
+    name: str = speed_only(
+        DEFAULT_MODEL, "Packaged name, folder of a Hugging Face model, or Hub id.", min_length=1
     )
-    revision: str | None = Field(None, description="Commit or branch of a Hub id.")
+    revision: str | None = speed_only(None, "Commit or branch of a Hub id.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of round 0 and every merge; auto: the checkpoint's own."
     )
@@ -86,11 +85,9 @@ class ModelConfig(Section):
 class PromptsConfig(Section):
     """Which prompts are sampled from in every round."""
 
-    source: str = Field(
-        "builtin", min_length=1, description="builtin, or a JSONL file with one prompt a line."
-    )
-    prompt_column: str = Field("prompt", description="Column that holds the task text.")
-    id_column: str = Field("id", description="Column that holds the prompt's id.")
+    source: str = speed_only("builtin", "builtin, or a JSONL file with one prompt a line.", min_length=1)
+    prompt_column: str = speed_only("prompt", "Column that holds the task text.")
+    id_column: str = speed_only("id", "Column that holds the prompt's id.")
     limit: int | None = Field(
         None,
         ge=1,
@@ -156,7 +153,7 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping norm (ours).")
     epochs: int = Field(1, ge=1, le=100, description="Passes over the kept samples (P: about 8).")
     batch_size: int = Field(8, ge=1, description="Samples per optimiser step (P: 32).")
-    micro_batch_size: int = speed_only(8, "Samples per forward pass; must divide batch_size.", ge=1)
+    micro_batch_size: int = speed_only(4, "Samples per forward pass; must divide batch_size.", ge=1)
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter (ours; P: no LoRA).")
     lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
@@ -308,6 +305,21 @@ class RunConfig(Section):
     track: TrackConfig = TrackConfig()
     engine: EngineConfig = EngineConfig()
 
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if "does_not_run" in self.filter.filters and not self.sandbox.execute:
+            raise ValueError("filter.filters has does_not_run, which needs sandbox.execute")
+        longest = max(
+            self.sample.max_new_tokens, self.evaluate.max_new_tokens, self.evaluate.reference_tokens
+        )
+        if longest >= self.engine.max_model_len:
+            raise ValueError(
+                f"{longest} tokens (sample.max_new_tokens, evaluate.max_new_tokens or "
+                f"evaluate.reference_tokens) leave no room for a prompt in engine.max_model_len "
+                f"{self.engine.max_model_len}"
+            )
+        return self
+
 
 class EvaluateOptions(Section):
     """The settings that `evaluate MODEL` has a use for."""
@@ -384,7 +396,10 @@ def load(path: Path | None, flags: dict[str, Any]) -> RunConfig:
 
 def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) -> str:
     first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
     keys = [str(key) for key in first["loc"]]
+    if not keys:
+        return f"{reason}; change one of them in {path or 'the flags'}"
     section = flags.get(keys[0]) if keys else None
     by_flag = section is not None and (len(keys) < 2 or not isinstance(section, dict) or keys[1] in section)
     name = ".".join(key for key in keys[:2]) or "the config"
@@ -393,7 +408,6 @@ def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) 
         return f"unknown setting {name} (from {origin}); --help lists every setting"
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    reason = first["msg"].removeprefix("Value error, ")
     return f"{name} = {shown} (from {origin}) is not usable: {reason}; --help shows what is"
 
 
@@ -405,12 +419,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         new: Resolved config asked for now, in the same form.
     """
     changed = []
+    defaults = RunConfig().model_dump(mode="json")
     for section, field in RunConfig.model_fields.items():
         model = field.annotation
         if not (isinstance(model, type) and issubclass(model, Section)):
             continue
         for name, setting in model.model_fields.items():
-            was, now = old.get(section, {}).get(name), new[section][name]
+            now = new[section][name]
+            # A setting that the old run did not know had its default.
+            was = old.get(section, {}).get(name, defaults[section][name])
             if affects_result(setting) and was != now:
                 changed.append(f"{section}.{name}: {was} -> {now}")
     return changed

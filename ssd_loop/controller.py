@@ -25,7 +25,8 @@ from ssd_loop import (
 )
 from ssd_loop.config import RunConfig
 from ssd_loop.monitors import rule
-from ssd_loop.prompts import content_input, load_prompts
+from ssd_loop.problems import Problem
+from ssd_loop.prompts import content_input
 from ssd_loop.records import Sample, derive_seed, read_rows
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.tracking import Tracker
@@ -41,6 +42,7 @@ class Run:
     name: str
     config: RunConfig
     base: Input
+    prompts: tuple[Problem, ...]
     bench: Workbench
     tracker: Tracker
 
@@ -88,12 +90,11 @@ def run_rounds(run: Run) -> rule.Decision | None:
 
 def sample(run: Run, n: int, model: Model) -> Finished:
     """Draw completions of the training prompts from the previous round's weights."""
-    prompts = load_prompts(run.config.prompts)
 
     def work(out: Path) -> Metrics:
         return sampling.run(
             run.config.sample,
-            prompts,
+            run.prompts,
             engine=run.bench.engine(model.folder()),
             renderer=run.bench.renderer,
             stop_token_ids=run.bench.stop_token_ids,
@@ -101,7 +102,7 @@ def sample(run: Run, n: int, model: Model) -> Finished:
             out=out,
         )
 
-    inputs = {"model": model.source, "prompts": content_input(prompts)}
+    inputs = {"model": model.source, "prompts": content_input(run.prompts)}
     settings = run.config.sample.result_settings() | drawing_settings(run.bench)
     return step(run, n, "sample", sampling.STAGE_VERSION, settings, inputs, work)
 
@@ -110,7 +111,6 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     """Drop the samples that are not trained on."""
     config, sandbox = run.config.filter, run.config.sandbox
     executes = "does_not_run" in config.filters
-    prompts = load_prompts(run.config.prompts)
 
     def work(out: Path) -> Metrics:
         rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)
@@ -118,7 +118,7 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
         if executes:
             runs = judging.running(
                 rows,
-                {prompt.id: prompt for prompt in prompts},
+                {prompt.id: prompt for prompt in run.prompts},
                 limits=judging.limits_of(sandbox),
                 workers=sandbox.workers,
             )
@@ -126,7 +126,7 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
 
     inputs, settings = {"samples": samples.as_input}, config.result_settings()
     if executes:
-        inputs["prompts"] = content_input(prompts)
+        inputs["prompts"] = content_input(run.prompts)
         settings["sandbox"] = sandbox.result_settings()
     return step(run, n, "filter", filtering.STAGE_VERSION, settings, inputs, work)
 
@@ -162,18 +162,21 @@ def merge(run: Run, n: int, adapters: Sequence[Finished]) -> Model:
     settings = run.config.merge.result_settings()
 
     def work(out: Path) -> Metrics:
-        write_composition(run, n, adapters)
-        return merging.merge(
-            run.config.merge,
-            base_dir=run.bench.base.path,
-            adapters=[store.checked(adapter) for adapter in adapters],
-            out=out,
-        )
+        files = len(list(run.bench.base.path.glob("*.safetensors")))
+        with progress.task("merge", files, "files") as task:
+            return merging.merge(
+                run.config.merge,
+                base_dir=run.bench.base.path,
+                adapters=[store.checked(adapter) for adapter in adapters],
+                out=out,
+                on_shard=lambda *_: task.advance(),
+            )
 
     inputs = {"base": run.base} | {
         f"adapter_{index:03d}": adapter.as_input for index, adapter in enumerate(adapters, 1)
     }
     done = step(run, n, "merge", merging.STAGE_VERSION, settings, inputs, work)
+    write_composition(run, n, adapters)
     return Model(done.path, done.as_input, done)
 
 
@@ -193,8 +196,6 @@ def write_composition(run: Run, n: int, adapters: Sequence[Finished]) -> None:
 
 def evaluate(run: Run, n: int, model: Model, baseline: Finished | None) -> Finished:
     """Measure the round's weights; round 0 with more samples."""
-    if baseline is None:
-        write_composition(run, n, [])
     config = run.config.evaluate
     counts = evaluation.sample_counts(config, baseline=baseline is None)
     work = measuring(run.bench, n, model, counts, baseline)
@@ -202,7 +203,10 @@ def evaluate(run: Run, n: int, model: Model, baseline: Finished | None) -> Finis
     if baseline:
         inputs["baseline"] = baseline.as_input
     settings = evaluation_settings(run.bench)
-    return step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
+    done = step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
+    if baseline is None:
+        write_composition(run, n, [])
+    return done
 
 
 def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
@@ -276,8 +280,9 @@ def monitor(run: Run, n: int, history: Sequence[Finished]) -> rule.Decision:
     inputs = {f"evaluate_{index:03d}": done.as_input for index, done in enumerate(history)}
     settings = run.config.monitor.result_settings()
     done = step(run, n, "monitor", rule.STAGE_VERSION, settings, inputs, work)
-    decision = rule.read_decision(done.path)
-    store.point_link(run.weights / BEST, f"round_{decision.best_round:03d}")
+    decision = rule.read_decision(store.checked(done))
+    if not stage_folder(run, n + 1, "sample").exists():  # the last decision so far, not one gone over again
+        store.point_link(run.weights / BEST, f"round_{decision.best_round:03d}")
     return decision
 
 
@@ -321,8 +326,9 @@ def step(
     def announced(out: Path) -> Metrics:
         progress.say(f"round {n} {stage}")
         log_event(run, n, stage, "started")
-        with costs.timed(run.folder, n, stage):
+        with costs.timed(run.folder, n, stage) as cost:
             metrics = work(out)
+            cost.tokens = costs.tokens_of(metrics)
         log_event(run, n, stage, "finished")
         return metrics
 

@@ -255,7 +255,7 @@ def run(
     write_rows(out / SAMPLES, Sample, samples)
     write_rows(out / RESULTS, Result, results)
     write_json(out / REPORT, report)
-    return headline(report)
+    return {**headline(report), "template_sha256": renderer.template_sha256()}
 
 
 def headline(report: Mapping[str, Any]) -> Metrics:

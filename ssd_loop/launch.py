@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import controller, evaluation, models, progress, provenance, sandbox, store, tracking
+from ssd_loop import controller, engines, evaluation, models, progress, provenance, sandbox, store, tracking
 from ssd_loop.config import RunConfig, differences
 from ssd_loop.errors import BadArtifactError, ConfigError, StaleOutputError
 from ssd_loop.prompts import load_prompts
@@ -41,12 +41,15 @@ def launch(name: str, config: RunConfig) -> int:
             "start with a letter or digit (--run)"
         )
     mode = tracking.resolve_mode(config.track)
-    load_prompts(config.prompts)
+    prompts = load_prompts(config.prompts)
+    evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
     folder = Path("rounds") / name
     with store.run_lock(folder):
         about = _known(folder, config)
         base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
         base_hash = models.content_hash(base.path)
+        engines.check_context(base.path, config.engine.max_model_len)
+        models.stop_token_ids(base.path)
         bench = Workbench(config, base)
         if config.sandbox.execute:
             sandbox.isolation()
@@ -55,7 +58,7 @@ def launch(name: str, config: RunConfig) -> int:
             store.write_json(folder / RUN_FILE, about)
         _warn_of_changes(about)
         tracker = tracking.Tracker(mode, config, name, about["tracking_id"], folder)
-        run = controller.Run(name, config, Input(base_hash), bench, tracker)
+        run = controller.Run(name, config, Input(base_hash), prompts, bench, tracker)
         return _drive(run)
 
 
@@ -68,7 +71,7 @@ def _drive(run: controller.Run) -> int:
         code = STOPPED if stopped else FINISHED
     finally:
         run.bench.close()
-        run.tracker.close(code)
+        run.tracker.close(0 if code == STOPPED else code)  # a monitor stop is a result, not a failure
     status.show(status.read(Path(), run.name), status.console())
     if stopped and decision is not None:
         progress.say(

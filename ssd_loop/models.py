@@ -16,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 
 from ssd_loop.config import DEFAULT_MODEL
-from ssd_loop.errors import ConfigError, SsdLoopError
+from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 from ssd_loop.model_cache import cached, default_cache_dir, write_json
 from ssd_loop.model_cache import read_json as read_json  # also used through this module
 
@@ -139,6 +139,13 @@ def check_model_folder(folder: Path, name: str) -> None:
         raise ConfigError(f"model.name {name} has no .safetensors weights; convert it to safetensors")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ConfigError(f"model.name {name} has no tokenizer files; copy them beside the weights")
+    templates = ("chat_template.jinja", "chat_template.json")
+    if not any((folder / file).is_file() for file in templates) and "chat_template" not in read_json(
+        folder / "tokenizer_config.json"
+    ):
+        raise ConfigError(
+            f"model.name {name} has no chat template; use an instruct model or add chat_template.jinja"
+        )
     if "quantization_config" in read_json(folder / "config.json"):
         raise ConfigError(
             f"model.name {name} is quantised, and an adapter cannot be merged exactly into quantised "
@@ -154,12 +161,15 @@ def own_dtype(folder: Path) -> str:
 
 def float_dtypes(folder: Path) -> set[str]:
     """Every floating-point dtype among the stored tensors, read from the file headers."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     found: set[str] = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                found |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise BadArtifactError(f"{file} is damaged ({error}); fetch it again") from None
     return {FLOAT_DTYPES.get(dtype, dtype) for dtype in found if "F" in dtype}
 
 

@@ -69,7 +69,7 @@ def canonical_hash(code: str) -> str | None:
         return None
     try:
         shape = ast.dump(_Canonical().visit(tree), annotate_fields=False)
-    except RecursionError:
+    except (RecursionError, ValueError):  # nested too deep, or an integer too long to print
         return None
     return hashlib.sha256(shape.encode()).hexdigest()
 

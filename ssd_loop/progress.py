@@ -32,14 +32,6 @@ class Task(Protocol):
 
 
 @dataclass
-class Silent:
-    """Counts nothing; for callers that show nothing."""
-
-    def advance(self, samples: int = 1, tokens: int = 0) -> None:
-        """Do nothing."""
-
-
-@dataclass
 class _Bar:
     progress: Progress
     task: TaskID

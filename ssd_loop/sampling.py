@@ -168,7 +168,7 @@ def run(
         out=out,
     )
     write_rows(out / SAMPLES, Sample, rows)
-    return summary(rows)
+    return {**summary(rows), "template_sha256": renderer.template_sha256()}
 
 
 def summary(rows: Sequence[Sample]) -> Metrics:

@@ -25,6 +25,7 @@ IN_PROGRESS = "fingerprint.json"
 SHARDS = "shards"
 LOCK = ".lock"
 Metrics = dict[str, Any]
+Claim = dict[str, Any]
 
 # Folders whose bytes this process wrote or has hashed: no file is hashed twice.
 _trusted: set[Path] = set()
@@ -188,13 +189,17 @@ def step(
         if done.manifest.fingerprint != wanted or done.manifest.inputs != dict(inputs):
             raise StaleOutputError(_stale(folder, done.manifest, wanted, inputs))
         return done
-    partial = _begin(folder, wanted)
-    if not (partial / MANIFEST).exists():
-        metrics = work(partial)
-        outputs = _outputs(partial)
-        manifest = Manifest(stage, round_index, wanted, dict(inputs), outputs, metrics)
-        write_json(partial / MANIFEST, manifest.to_json())
-    return _publish(partial, folder)
+    claim = _claim_of(wanted, inputs)
+    partial = _begin(folder, claim)
+    if (partial / MANIFEST).exists():
+        return _publish(partial, folder)
+    metrics = work(partial)
+    outputs = _outputs(partial)
+    manifest = Manifest(stage, round_index, wanted, dict(inputs), outputs, metrics)
+    write_json(partial / MANIFEST, manifest.to_json())
+    done = _publish(partial, folder)
+    _trusted.add(folder.resolve())  # this process wrote it
+    return done
 
 
 def _stale(folder: Path, old: Manifest, wanted: str, inputs: Mapping[str, Input]) -> str:
@@ -206,40 +211,47 @@ def _stale(folder: Path, old: Manifest, wanted: str, inputs: Mapping[str, Input]
     )
 
 
-def _begin(folder: Path, wanted: str) -> Path:
+def _claim_of(wanted: str, inputs: Mapping[str, Input]) -> Claim:
+    """What an attempt works for: the fingerprint, and the very bytes of its inputs."""
+    return {"fingerprint": wanted, "inputs": {n: i.manifest_sha256 for n, i in inputs.items()}}
+
+
+def _begin(folder: Path, claim: Claim) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     mark = partial / IN_PROGRESS
-    claim = _claim(mark) or _complete(partial)
-    if claim is not None and claim != wanted:
+    complete = _complete(partial)
+    old = complete or _claimed(mark)
+    if old is not None and old != claim:
         raise StaleOutputError(
             f"{partial} was begun with other settings or inputs; go on with the old ones, choose a new "
             "--run, or delete that folder"
         )
-    if _complete(partial) == wanted:
+    if complete:
         return partial
     for entry in partial.iterdir():
-        if claim is None or entry.name not in (IN_PROGRESS, SHARDS):
+        if old is None or entry.name not in (IN_PROGRESS, SHARDS):
             _remove(entry)
-    if claim is None:
-        write_json(mark, {"fingerprint": wanted})
+    if old is None:
+        write_json(mark, claim)
     return partial
 
 
-def _claim(mark: Path) -> str | None:
+def _claimed(mark: Path) -> Claim | None:
     try:
-        return str(json.loads(mark.read_bytes())["fingerprint"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        claim = json.loads(mark.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None  # killed before anything of worth was in it
+    return claim if isinstance(claim, dict) else None
 
 
-def _complete(partial: Path) -> str | None:
-    """The fingerprint of a result that lacked only the rename when the last attempt died."""
+def _complete(partial: Path) -> Claim | None:
+    """What a result was made for that lacked only the rename when the last attempt died."""
     try:
         done = finished(partial)
     except BadArtifactError:
         return None
-    return done.manifest.fingerprint if done else None
+    return _claim_of(done.manifest.fingerprint, done.manifest.inputs) if done else None
 
 
 def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
@@ -258,7 +270,6 @@ def _publish(partial: Path, folder: Path) -> Finished:
     _sync(partial)
     partial.rename(folder)
     _sync(folder.parent)
-    _trusted.add(folder.resolve())
     done = finished(folder)
     assert done is not None
     return done

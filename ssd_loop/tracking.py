@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 HOST = "api.wandb.ai"
 INIT_TIMEOUT_S = 30
+FINISH_TIMEOUT_S = 10  # an interrupt must end within 20 s; the files stay for `wandb sync`
 LOGGED = "logged.jsonl"
 
 Mode = Literal["online", "offline", "disabled"]
@@ -115,6 +116,7 @@ class Tracker:
             silent=True,
             console="off",
             init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
             disable_git=True,
             save_code=False,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +64,7 @@ class Workbench:
     @cached_property
     def device(self) -> str:
         """The device that trains: cpu or cuda."""
-        if self.config.engine.device != "auto":
-            return self.config.engine.device
-        # /dev/nvidiactl is there exactly where the driver is; asking torch costs seconds.
-        return "cuda" if os.path.exists("/dev/nvidiactl") else "cpu"
+        from ssd_loop.engines.transformers import choose_device
+
+        device: str = choose_device(self.config.engine.device).type
+        return device

@@ -222,6 +222,12 @@ def test_only_named_settings_are_speed_only() -> None:
         "engine.device",
         "engine.gpu_memory_utilization",
         "engine.max_model_len",
+        # Known by content, which is an input of every stage that reads it.
+        "model.name",
+        "model.revision",
+        "prompts.source",
+        "prompts.prompt_column",
+        "prompts.id_column",
     }
     assert found <= allowed
 

@@ -1,6 +1,11 @@
 """Killed during every stage and run again: the same bytes as a run that was never stopped."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,20 +27,32 @@ MOMENTS = [
 ]
 
 
-def test_killed_in_every_stage_ends_byte_equal(tmp_path, tiny_llama):
+def killed_and_resumed(tmp_path, model, engine, moments):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-        tiny_config(folder, tiny_llama, "transformers")
+        tiny_config(folder, model, engine)
     done = ssd_loop("--config", "tiny.yaml", cwd=whole)
     assert done.returncode == 0, done.stderr
-    for moment in MOMENTS:
+    for moment in moments:
         killed = ssd_loop(moment, "--config", "tiny.yaml", cwd=broken, program=[KILL_AT])
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     resumed = ssd_loop("--config", "tiny.yaml", cwd=broken)
     assert resumed.returncode == 0, resumed.stderr
-    assert tree(broken) == tree(whole)
     assert any(name.endswith("merged/model.safetensors") for name in tree(whole))
+    return tree(whole), tree(broken)
+
+
+def test_killed_in_every_stage_ends_byte_equal(tmp_path, tiny_llama):
+    whole, broken = killed_and_resumed(tmp_path, tiny_llama, "transformers", MOMENTS)
+    assert broken == whole
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_killed_while_vllm_draws_ends_byte_equal(tmp_path, tiny_qwen3):
+    moments = ["0/evaluate/shard", "1/sample/shard", "1/evaluate/work"]
+    whole, broken = killed_and_resumed(tmp_path, tiny_qwen3, "vllm", moments)
+    assert broken == whole
 
 
 def test_changed_temperature_is_refused_in_the_middle_of_a_stage(tmp_path, tiny_llama):
@@ -57,11 +74,6 @@ def test_changed_temperature_is_refused_in_the_middle_of_a_stage(tmp_path, tiny_
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_says_how_to_go_on(tmp_path, tiny_llama, sent):
-    import os
-    import subprocess
-    import sys
-    import time
-
     tiny_config(tmp_path, tiny_llama, "transformers")
     process = subprocess.Popen(
         [sys.executable, "-m", "ssd_loop", "--config", "tiny.yaml"],
@@ -82,3 +94,17 @@ def test_interrupted_says_how_to_go_on(tmp_path, tiny_llama, sent):
     assert time.monotonic() - started < 20
     assert "Traceback" not in stderr
     assert "same command" in stderr.strip().splitlines()[-1]
+
+
+def test_a_changed_input_is_found_before_it_is_used(tmp_path, tiny_llama):
+    tiny_config(tmp_path, tiny_llama, "transformers")
+    killed = ssd_loop("1/train/work", "--config", "tiny.yaml", cwd=tmp_path, program=[KILL_AT])
+    assert killed.returncode == -signal.SIGKILL
+    kept = tmp_path / "rounds/tiny/round_001/filter/kept.parquet"
+    content = bytearray(kept.read_bytes())
+    content[100] ^= 1
+    kept.write_bytes(content)
+    refused = ssd_loop("--config", "tiny.yaml", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "kept.parquet" in refused.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in refused.stderr

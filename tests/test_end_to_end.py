@@ -133,3 +133,27 @@ def test_evaluate_measures_a_model_folder(run):
     )
     assert done.returncode == 0, done.stderr
     assert "heldout" in json.loads(done.stdout)["panels"]
+
+
+def test_a_wrecked_model_is_stopped_and_stays_stopped(tmp_path, tiny_llama):
+    wild = {"train": {"learning_rate": 0.3}, "monitor": {"action": "stop"}, "rounds": 3}
+    tiny_config(tmp_path, tiny_llama, "transformers", **wild)
+    stopped = ssd_loop("--config", "tiny.yaml", cwd=tmp_path)
+    assert stopped.returncode == 3, stopped.stderr
+    assert "stopped by the monitors" in stopped.stderr.strip().splitlines()[-1]
+    assert (tmp_path / "checkpoints/tiny/best").readlink().name == "round_000"
+    before = tree(tmp_path)
+    assert ssd_loop("--config", "tiny.yaml", cwd=tmp_path).returncode == 3
+    assert tree(tmp_path) == before
+    watched = ssd_loop("--config", "tiny.yaml", "--monitor.action", "warn", "--rounds", 2, cwd=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    after = tree(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_an_empty_training_set_is_one_sentence(tmp_path, tiny_llama):
+    tiny_config(tmp_path, tiny_llama, "transformers", filter={"filters": ["unparsable"]})
+    failed = ssd_loop("--config", "tiny.yaml", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "unparsable" in failed.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in failed.stderr

@@ -204,3 +204,7 @@ def test_a_docstring_is_dropped_but_a_returned_text_is_not() -> None:
 def test_the_hash_never_moves_between_calls() -> None:
     assert canonical_hash(LONG) == canonical_hash(LONG)
     assert len(canonical_hash(LONG) or "") == 64
+
+
+def test_a_number_too_long_to_print_has_no_hash_and_no_traceback() -> None:
+    assert canonical_hash("x = 0x" + "f" * 4000 + "\ny = 1\n") is None

@@ -171,7 +171,10 @@ class Worker:
 
     def _death(self) -> StageFailedError:
         """What is known about a worker that went away by itself."""
-        status = self._process.wait(CLOSE_TIMEOUT_S)
+        try:
+            status: int | str = self._process.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            status = "not known yet"
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return StageFailedError(
