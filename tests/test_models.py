@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ssd_loop import model_cache, models
 from ssd_loop.config import DEFAULT_MODEL
-from ssd_loop.errors import ConfigError, SsdLoopError
+from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -95,6 +95,19 @@ def test_changed_weights_make_another_copy(copy, tmp_path):
 def test_a_folder_that_is_no_plain_model_is_refused(copy, damage, message):
     damage(copy)
     with pytest.raises(ConfigError, match=message):
+        models.resolve(str(copy), None, "auto")
+
+
+def test_a_model_without_a_chat_template_is_refused(copy):
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template"):
+        models.resolve(str(copy), None, "auto")
+
+
+def test_torn_weights_are_named(copy):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BadArtifactError, match=r"model\.safetensors is damaged"):
         models.resolve(str(copy), None, "auto")
 
 
