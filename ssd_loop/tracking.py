@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from ssd_loop.config import RunConfig, TrackConfig
 from ssd_loop.errors import ConfigError
@@ -31,9 +32,17 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(HOST) is not None
+        entries = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(entries.authenticators(host) for host in (HOST, _server()))
+
+
+def _server() -> str:
+    """Host that this version of W&B would talk to; its default has changed between versions."""
+    import wandb
+
+    return urlparse(wandb.Settings().base_url).hostname or HOST
 
 
 def resolve_mode(config: TrackConfig) -> Mode:
@@ -133,7 +142,9 @@ class Tracker:
             try:
                 self._run = wandb.init(mode="online", resume="allow", **options)
             except (wandb.Error, OSError) as error:
-                log.warning("W&B cannot be reached (%s); tracking offline", error)
+                reason = " ".join(str(error).split())[:200]
+                log.warning("W&B cannot be reached (%s); tracking offline", reason)
+                wandb.teardown()  # its service still holds the run's id
                 self.mode = "offline"
         if self._run is None:
             self._run = wandb.init(mode="offline", **options)

@@ -158,7 +158,7 @@ def test_every_round_is_logged_once_over_a_restart(tmp_path: Path) -> None:
     ]
     runs = list((folder / "wandb").glob("offline-run-*"))
     assert len(runs) == 2
-    assert all(run.name.endswith("abcdef123456") for run in runs)
+    assert all("-abcdef123456" in run.name for run in runs)  # a suffix where two began in one second
 
 
 @pytest.mark.slow
@@ -169,3 +169,18 @@ def test_a_finished_run_starts_no_tracking_again(tmp_path: Path) -> None:
         log_rounds(one, range(2))
         one.close(0)
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_means_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("ssd_loop.tracking.INIT_TIMEOUT_S", 10)
+    one = tracker(tmp_path, "online")
+    log_rounds(one, range(2))
+    one.close(0)
+    assert one.mode == "offline"
+    assert "cannot be reached" in caplog.text
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
