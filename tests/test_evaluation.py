@@ -234,6 +234,7 @@ def test_a_whole_evaluation_writes_its_files_and_later_rounds_share_the_referenc
     ]
     report = read_report(tmp_path / "zero")
     assert list(report["panels"]) == ["heldout", "ood", "probe"]
+    assert len(first.pop("template_sha256")) == 64
     assert headline(report) == first
 
 

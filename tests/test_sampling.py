@@ -126,6 +126,7 @@ def test_the_stage_writes_its_samples_and_counts(renderer: Renderer, tmp_path: P
     rows = read_rows(tmp_path / sampling.SAMPLES, Sample)
     assert len(rows) == 12
     assert {row.policy_round for row in rows} == {1}
+    assert len(metrics.pop("template_sha256")) == 64
     assert metrics == summary(rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_every_round_is_logged_once_over_a_restart(tmp_path: Path) -> None:
     log_rounds(first, range(2))
     first.log(2, "sample", {"tokens": 102})
     first.close(1)  # killed in round 2: the loop goes through the finished stages again
+    time.sleep(1.1)  # W&B names folders by the second, and a restart takes longer than that
     second = tracker(folder)
     log_rounds(second, range(3))
     second.close(0)
