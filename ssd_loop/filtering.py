@@ -45,14 +45,18 @@ def judge(
         runs: Keys of the samples whose program ran; only `does_not_run` needs it.
     """
     names = expand(config.filters)
-    rules: dict[FilterName, Rule] = {name: _rule(name, samples, config, runs) for name in names}
+    codes = [extract_code(sample.text) for sample in samples]
+    rules: dict[FilterName, Rule] = {name: _rule(name, samples, codes, config, runs) for name in names}
     return [next((name for name in names if rules[name](index)), None) for index in range(len(samples))]
 
 
 def _rule(
-    name: FilterName, samples: Sequence[Sample], config: FilterConfig, runs: Collection[Key] | None
+    name: FilterName,
+    samples: Sequence[Sample],
+    codes: Sequence[str | None],
+    config: FilterConfig,
+    runs: Collection[Key] | None,
 ) -> Rule:
-    codes = [extract_code(sample.text) for sample in samples]
     shown = [s.text if code is None else code for s, code in zip(samples, codes, strict=True)]
     if name == "empty":
         return lambda i: not samples[i].text.strip()

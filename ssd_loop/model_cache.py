@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_loop.errors import BadArtifactError, SsdLoopError
+from ssd_loop.store import sync
 
 CACHE_VERSION = 1  # raised when what is written into the cache changes
 SIZES_FILE = "cached_sizes.json"
@@ -45,9 +46,9 @@ def cached(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
             sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
             write_json(partial / SIZES_FILE, sizes)
             for path in (*partial.iterdir(), partial):
-                fsync(path)
+                sync(path)
             partial.rename(target)
-            fsync(cache)
+            sync(cache)
     except OSError as error:
         raise SsdLoopError(
             f"the model cache {cache} cannot be written ({error.strerror or error}); make room or set "
@@ -74,15 +75,6 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def fsync(path: Path) -> None:
-    """Return once the file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     keep = [p for p in files if p.relative_to(partial).parts[0] not in (IN_PROGRESS, SHARDS)]
     for path in keep:
-        _sync(path)
+        sync(path)
     return {
         p.relative_to(partial).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in keep
     }
@@ -267,9 +267,9 @@ def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
 def _publish(partial: Path, folder: Path) -> Finished:
     _remove(partial / SHARDS)
     _remove(partial / IN_PROGRESS)
-    _sync(partial)
+    sync(partial)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     done = finished(folder)
     assert done is not None
     return done
@@ -282,7 +282,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return once the file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -299,7 +300,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, data: Any) -> None:
