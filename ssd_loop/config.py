@@ -23,7 +23,6 @@ from pydantic import (
 
 from ssd_loop.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 FilterName = Literal[

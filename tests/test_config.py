@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 import ssd_loop
 from ssd_loop.config import (
-    CONFIGS,
     EvaluateConfig,
     RunConfig,
     SampleConfig,
@@ -27,6 +26,7 @@ from ssd_loop.config import (
 from ssd_loop.errors import ConfigError
 
 PACKAGE = Path(ssd_loop.__file__).parent
+CONFIGS = PACKAGE.parent / "configs"
 HEAVY = ("torch", "transformers", "vllm")
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
