@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from ssd_loop import __version__
-from ssd_loop.config import EvaluateOptions, RunConfig, load
+from ssd_loop.config import EvaluateOptions, RunConfig
+from ssd_loop.config_file import load
 from ssd_loop.errors import ConfigError, SsdLoopError
 
 PROGRAM = "python -m ssd_loop"

@@ -7,21 +7,16 @@ of the fingerprints (`ssd_loop.store.fingerprint`).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from ssd_loop.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -42,9 +37,21 @@ SAMPLES_PER_PROBLEM: dict[PanelName, int] = {"probe": 2, "heldout": 2, "ood": 1,
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+Template = Literal["auto", "plain", "function", "stdin"]
+Checker = Literal["none", "python", "stdin", "exact"]
+ColumnName = Literal["starter_code", "solution", "tier", "entry_point", "tests"]
+Scalar = bool | int | float | str
+
+
 def speed_only(default: Any, description: str, **limits: Any) -> Any:
     """A field that cannot change any result, only its speed, place or reporting."""
     extra: dict[str, JsonValue] = {"affects_result": False}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def added_later(default: Any, description: str, **limits: Any) -> Any:
+    """A field that is left out of fingerprints while it has its default, which is what was done before."""
+    extra: dict[str, JsonValue] = {"neutral": True}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -57,12 +64,21 @@ class Section(BaseModel):
         """The settings that change results, as plain data: what a fingerprint is made of."""
         fields = type(self).model_fields
         dumped = self.model_dump(mode="json")
-        return {name: dumped[name] for name, field in fields.items() if affects_result(field)}
+        return {
+            name: dumped[name]
+            for name, field in fields.items()
+            if affects_result(field) and not (is_neutral(field) and getattr(self, name) == field.default)
+        }
 
 
 def affects_result(field: Any) -> bool:
     """Whether a change of this field changes what a stage writes."""
     return bool((field.json_schema_extra or {}).get("affects_result", True))
+
+
+def is_neutral(field: Any) -> bool:
+    """Whether this field is left out of fingerprints while it has its default."""
+    return bool((field.json_schema_extra or {}).get("neutral", False))
 
 
 class ModelConfig(Section):
@@ -79,19 +95,60 @@ class ModelConfig(Section):
     system_prompt: str | None = Field(
         None, description="System message of every prompt; unset: the chat template's own (ours)."
     )
+    enable_thinking: bool | None = added_later(
+        None, "Handed to the chat template of hybrid thinking models (Qwen3); unset: the template's own."
+    )
+    reasoning_effort: Literal["low", "medium", "high"] | None = added_later(
+        None, "Handed to the chat template of GPT-OSS (P appendix C.1: high); unset: the template's own."
+    )
 
 
-class PromptsConfig(Section):
-    """Which prompts are sampled from in every round."""
+class Range(Section):
+    """Bounds of a column's values, both included; dates compare as ISO text."""
 
-    source: str = speed_only("builtin", "builtin, or a JSONL file with one prompt a line.", min_length=1)
-    prompt_column: str = speed_only("prompt", "Column that holds the task text.")
-    id_column: str = speed_only("id", "Column that holds the prompt's id.")
+    min: Scalar | None = None
+    max: Scalar | None = None
+
+
+class DataConfig(Section):
+    """One source of tasks: where its rows are and which column holds what."""
+
+    # Tasks are known by their content, which every manifest names: where they came from may change.
+    source: str = speed_only(
+        "builtin",
+        "builtin; a .jsonl or .parquet file; a Hub data set (OWNER/NAME or OWNER/NAME@REVISION) or its "
+        "folder; or hf://datasets/OWNER/NAME[@REVISION]/FILE.",
+        min_length=1,
+    )
+    subset: str | None = speed_only(None, "Configuration of a Hub data set.")
+    split: str = speed_only("train", "Split of a Hub data set.", min_length=1)
+    prompt_column: str = speed_only("prompt", "Column that holds the task text.", min_length=1)
+    id_column: str = speed_only("id", "Column that holds the task's id.", min_length=1)
+    columns: dict[ColumnName, str | tuple[str, ...]] = speed_only(
+        {},
+        "Columns of starter_code, solution (human-written), tier, entry_point and tests (one or several); "
+        "a.b looks into a column that holds JSON.",
+    )
+    where: dict[str, Scalar | tuple[Scalar, ...] | Range] = speed_only(
+        {}, "Keep rows whose column has this value, one of these values, or lies from min to max."
+    )
+    template: Template = speed_only(
+        "auto",
+        "Wording around the text: function (shows starter code), stdin (a program that reads standard "
+        "input), plain (none); auto: function where a row has starter code, else stdin if that is the "
+        "checker, else plain.",
+    )
+    checker: Checker = speed_only(
+        "none",
+        "How answers are judged: python (tests as source), stdin (inputs and expected outputs, calls of a "
+        "function included), exact (last number); none: only for prompts.",
+    )
     limit: int | None = Field(
         None,
         ge=1,
-        description="Use this many prompts, spread evenly; unset: 120 of the built-in ones, all of others.",
+        description="Use this many tasks, spread evenly; unset: all, but 120 of the built-in prompts.",
     )
+    seed: int | None = speed_only(None, "Draw the `limit` tasks at random with this seed.", ge=0)
 
 
 class SampleConfig(Section):
@@ -108,6 +165,9 @@ class SampleConfig(Section):
     top_p: float = Field(0.8, gt=0.0, le=1.0, description="Nucleus mass kept (P table 3: 0.8).")
     max_new_tokens: int = Field(160, ge=1, description="Longest completion, tokens (ours; P: 128K).")
     samples_per_prompt: int = Field(1, ge=1, le=1024, description="Completions per prompt (P: 1).")
+    policy: Literal["previous", "base"] = added_later(
+        "previous", "Whose weights draw each round's samples: the previous round's or the base's (ours)."
+    )
     shard_size: int = Field(
         64, ge=8, description="Requests drawn at once and redone whole after a kill; 8 or more."
     )
@@ -160,7 +220,20 @@ class TrainConfig(Section):
     lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         "all-linear",
-        description="Linear layers that get an adapter; all-linear leaves out lm_head.",
+        description="Linear layers that get an adapter; all-linear leaves out lm_head, and the experts of "
+        "a mixture.",
+    )
+    start_from: Literal["previous", "base"] = added_later(
+        "previous",
+        "What each round's adapter is trained on: the previous round's weights or the base (ours).",
+    )
+    data_policy: Literal["replace", "accumulate", "accumulate-subsample"] = added_later(
+        "replace",
+        "Samples trained on: this round's; those of all rounds; or as many as this round kept, drawn from all "
+        "rounds.",
+    )
+    human_share: float = added_later(
+        0.0, "Share of training rows that are human-written solutions of the prompts (ours).", ge=0.0, lt=1.0
     )
 
     @model_validator(mode="after")
@@ -176,6 +249,9 @@ class MergeConfig(Section):
     rounding: Literal["stochastic", "nearest"] = Field(
         "stochastic", description="Rounding to 16 bits; nearest can lose most of an update (ours)."
     )
+    keep_last: int = speed_only(
+        2, "Merged models kept besides the best; older ones are rebuilt from their adapters.", ge=1
+    )
 
 
 class EvaluateConfig(Section):
@@ -183,6 +259,9 @@ class EvaluateConfig(Section):
 
     panels: tuple[PanelName, ...] = Field(
         ("probe", "heldout", "ood"), min_length=1, description="Problem sets measured each round."
+    )
+    sources: dict[PanelName, DataConfig] = speed_only(
+        {}, "Panels that take other tasks than the built-in ones, each with the fields of `prompts`."
     )
     samples_per_problem: Annotated[int, Field(ge=1)] | dict[PanelName, int] = Field(
         dict(SAMPLES_PER_PROBLEM),
@@ -219,6 +298,9 @@ class EvaluateConfig(Section):
             raise ValueError("evaluate.panels needs heldout, which decides and selects")
         if len(set(self.panels)) != len(self.panels):
             raise ValueError("evaluate.panels names a panel twice")
+        for panel, data in self.sources.items():
+            if data.source == "builtin" or data.checker == "none":
+                raise ValueError(f"sources.{panel} needs a source and a checker")
         most = max(self.counts[panel] for panel in self.panels)
         if not all(1 <= k <= most for k in self.pass_at):
             raise ValueError(f"pass_at must lie between 1 and the {most} samples per problem")
@@ -296,7 +378,7 @@ class RunConfig(Section):
 
     rounds: int = speed_only(5, "Rounds in total, counted from the first.", ge=1, le=1000)
     model: ModelConfig = ModelConfig()
-    prompts: PromptsConfig = PromptsConfig()
+    prompts: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
@@ -331,105 +413,3 @@ class EvaluateOptions(Section):
     sandbox: SandboxConfig = SandboxConfig()
     engine: EngineConfig = EngineConfig()
     model: ModelConfig = ModelConfig()
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key written twice instead of keeping the last one."""
-
-
-def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            line = node.value[index][0].start_mark.line + 1
-            raise ConfigError(f"key {key!r} is given twice (line {line})")
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings written in one YAML file, as nested plain data.
-
-    Raises:
-        ConfigError: no such file, not YAML, a key given twice, or not a mapping.
-    """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}; check --config") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the config {path} is not UTF-8 text; save it as UTF-8") from None
-    except ConfigError as error:
-        raise ConfigError(f"{error} in {path}; keep one of them") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{line} is not valid YAML: {reason}; mend that line") from None
-    if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, not settings; write 'section:' lines")
-    return data or {}
-
-
-def load(path: Path | None, flags: dict[str, Any]) -> RunConfig:
-    """The config of a run: the file's settings, replaced by those given as ``--section.name`` flags.
-
-    Args:
-        path: YAML file, or None for the defaults alone.
-        flags: Nested settings from the command line.
-
-    Raises:
-        ConfigError: unknown, mistyped or out-of-range settings, naming the first one.
-    """
-    data = read_yaml(path) if path else {}
-    merged = dict(data)
-    for section, value in flags.items():
-        below = data.get(section)
-        if isinstance(value, dict) and isinstance(below, dict):
-            value = {**below, **value}
-        merged[section] = value
-    try:
-        return RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(_sentence(error, flags, path)) from None
-
-
-def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) -> str:
-    first = error.errors()[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    keys = [str(key) for key in first["loc"]]
-    if not keys:
-        return f"{reason}; change one of them in {path or 'the flags'}"
-    section = flags.get(keys[0]) if keys else None
-    by_flag = section is not None and (len(keys) < 2 or not isinstance(section, dict) or keys[1] in section)
-    name = ".".join(key for key in keys[:2]) or "the config"
-    origin = f"flag --{name}" if by_flag or path is None else str(path)
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {name} (from {origin}); --help lists every setting"
-    value = repr(first["input"])
-    shown = value if len(value) <= 60 else value[:57] + "..."
-    return f"{name} = {shown} (from {origin}) is not usable: {reason}; --help shows what is"
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Result-changing settings that differ, as ``section.name: old -> new``.
-
-    Args:
-        old: Resolved config of an existing run, as stored in ``run.json``.
-        new: Resolved config asked for now, in the same form.
-    """
-    changed = []
-    defaults = RunConfig().model_dump(mode="json")
-    for section, field in RunConfig.model_fields.items():
-        model = field.annotation
-        if not (isinstance(model, type) and issubclass(model, Section)):
-            continue
-        for name, setting in model.model_fields.items():
-            now = new[section][name]
-            # A setting that the old run did not know had its default.
-            was = old.get(section, {}).get(name, defaults[section][name])
-            if affects_result(setting) and was != now:
-                changed.append(f"{section}.{name}: {was} -> {now}")
-    return changed

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd_loop import controller, engines, evaluation, models, progress, provenance, sandbox, store, tracking
-from ssd_loop.config import RunConfig, differences
+from ssd_loop.config import RunConfig
+from ssd_loop.config_file import differences
 from ssd_loop.errors import BadArtifactError, ConfigError, StaleOutputError
 from ssd_loop.prompts import load_prompts
 from ssd_loop.report import status

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop.config import PromptsConfig
+from ssd_loop.config import DataConfig
 from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem, content_hash, load_panel, thin
 from ssd_loop.store import Input, sha256_json
@@ -97,7 +97,7 @@ def content_input(problems: Sequence[Problem]) -> Input:
     return Input(sha256_json([content_hash(problems), wording]))
 
 
-def load_prompts(config: PromptsConfig) -> tuple[Problem, ...]:
+def load_prompts(config: DataConfig) -> tuple[Problem, ...]:
     """The training prompts in the order they are sampled.
 
     Raises:
@@ -108,7 +108,7 @@ def load_prompts(config: PromptsConfig) -> tuple[Problem, ...]:
     return thin(_from_jsonl(config), config.limit)
 
 
-def _from_jsonl(config: PromptsConfig) -> tuple[Problem, ...]:
+def _from_jsonl(config: DataConfig) -> tuple[Problem, ...]:
     path = Path(config.source)
     if path.suffix != ".jsonl" or not path.is_file():
         raise ConfigError(
@@ -132,7 +132,7 @@ def _from_jsonl(config: PromptsConfig) -> tuple[Problem, ...]:
     return tuple(seen.values())
 
 
-def _jsonl_row(config: PromptsConfig, line: str, where: str) -> Problem:
+def _jsonl_row(config: DataConfig, line: str, where: str) -> Problem:
     try:
         row = json.loads(line)
         text, name = row[config.prompt_column], str(row[config.id_column])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ssd_loop.config import PromptsConfig
+from ssd_loop.config import DataConfig
 from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem, load_panel
 from ssd_loop.prompts import PINNED_DATE, Renderer, content_input, load_prompts, message
@@ -106,10 +106,10 @@ def test_prompt_inputs_are_named_by_content() -> None:
     assert content_input(one) != content_input([function("f"), function("g", tests=(("g(1)", "1"),))])
 
 
-def written(folder: Path, text: str | bytes) -> PromptsConfig:
+def written(folder: Path, text: str | bytes) -> DataConfig:
     path = folder / "mine.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return PromptsConfig(source=str(path))
+    return DataConfig(source=str(path))
 
 
 def test_a_jsonl_file_gives_its_prompts_in_order(tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "builtins", "."])
 def test_an_unknown_source_is_refused_by_value(source: str) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.source") as caught:
-        load_prompts(PromptsConfig(source=source))
+        load_prompts(DataConfig(source=source))
     assert repr(source) in str(caught.value)
 
 
 def test_the_built_in_prompts_are_the_train_panel() -> None:
-    assert load_prompts(PromptsConfig(limit=1000)) == load_panel("train")
-    assert len(load_prompts(PromptsConfig())) == 120
-    few = load_prompts(PromptsConfig(limit=3))
+    assert load_prompts(DataConfig(limit=1000)) == load_panel("train")
+    assert len(load_prompts(DataConfig())) == 120
+    few = load_prompts(DataConfig(limit=3))
     assert [prompt for prompt in load_panel("train") if prompt in few] == list(few)
     assert len({prompt.tier for prompt in few}) == 3
