@@ -17,7 +17,7 @@ from pydantic_settings import CliSettingsSource, SettingsError
 from ssd_loop import __version__
 from ssd_loop.config import EvaluateOptions, RunConfig
 from ssd_loop.config_file import load
-from ssd_loop.errors import ConfigError, SsdLoopError
+from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 
 PROGRAM = "python -m ssd_loop"
 INTERRUPTED = 130
@@ -30,7 +30,9 @@ them, fine-tunes the same model on them through LoRA, merges, measures, and deci
   {PROGRAM} --rounds 5                     five rounds on the packaged 135M model
   {PROGRAM} --rounds 5 --config FILE       the same with the settings of a YAML file
   {PROGRAM} --sample.temperature 1.6       any setting is a flag; `run --help` lists them
+  {PROGRAM} --resume-from default@2 --run hot --sample.temperature 1.6     fork a round
   {PROGRAM} status                         what the rounds measured so far
+  {PROGRAM} doctor MODEL                   check a model before money is spent
 
 Running the same command again goes on where it stopped; a larger --rounds adds rounds.
 """
@@ -39,6 +41,16 @@ RUN_DESCRIPTION = """\
 Run or continue the loop. Results go to rounds/NAME, weights to checkpoints/NAME, below the current folder.
 Settings come from the defaults, then --config FILE, then flags. In the list below "P" is the paper, arXiv
 2604.01193, and "ours" a choice of this project.
+"""
+
+EXPORT_DESCRIPTION = """\
+Write a round's merged model, or with --adapter ONE adapter for the base: a round's own adapter folder alone
+on the base is a wrong model from round 2 on, because it was trained on top of the earlier ones.
+"""
+
+DOCTOR_DESCRIPTION = """\
+Check a model and this machine with the settings of a run, before anything is spent: one line per check,
+pass, warn or fail with what to do. Exits with 1 if a check fails.
 """
 
 EXIT_CODES = """\
@@ -83,7 +95,7 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     parser, sources = _parser()
-    commands = ("run", "status", "evaluate", "sandbox")
+    commands = ("run", "status", "evaluate", "verify", "export", "doctor", "sandbox")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_FLAGS):
         arguments = ["run", *arguments]
     elif arguments[0] not in commands and not arguments[0].startswith("-"):
@@ -138,6 +150,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     )
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     run.add_argument("--run", metavar="NAME", help="name of the run; default: the config's file name")
+    run.add_argument(
+        "--resume-from",
+        metavar="ROUND",
+        help="start from a round: its folder under checkpoints/, or RUN@ROUND (RUN@best). Under its own "
+        "run's name (the default) that run goes on from there; under another --run it forks: the new "
+        "run gets a copy of what it needs, inherits the settings, and may change sampling, filter, training",
+    )
+    run.add_argument(
+        "--continue-past-stop",
+        action="store_true",
+        help="go on where the monitors say stop; noted in rounds/NAME/continued.json",
+    )
 
     status = command("status", "rounds, stages, metrics and verdicts so far", _status)
     status.add_argument("run", nargs="?", metavar="RUN", help="name of the run; default: the only one")
@@ -153,12 +177,38 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep samples and results here")
     evaluate.add_argument("--json", action="store_true", help="print JSON for scripts")
 
+    verify = command("verify", "hash every file of a run again, name what is damaged or foreign", _verify)
+    verify.add_argument("run", metavar="RUN", help="name of the run")
+
+    export = command(
+        "export",
+        "a round as a model folder, or as one adapter for the base, with a model card",
+        _export,
+        description=EXPORT_DESCRIPTION,
+    )
+    export.add_argument("round", metavar="RUN@ROUND", help="such as default@3 or default@best; or its folder")
+    export.add_argument("--adapter", action="store_true", help="one adapter, all rounds joined by rank")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="new folder; default: RUN-round_NNN here")
+    export.add_argument("--base", metavar="MODEL", help="the base model, if it is not where the run had it")
+
+    doctor = command(
+        "doctor",
+        "check a model, its template and this machine before a run",
+        _doctor,
+        description=DOCTOR_DESCRIPTION,
+        usage=f"{PROGRAM} doctor [MODEL] [--config FILE] [--json] [--SECTION.SETTING VALUE]...",
+    )
+    doctor.add_argument("target", nargs="?", metavar="MODEL", help="model folder, Hub id or packaged name")
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    doctor.add_argument("--json", action="store_true", help="print JSON for scripts")
+
     sandbox = command("sandbox", "run one Python file in the sandbox, print one JSON line", _sandbox)
     sandbox.add_argument("file", type=Path, metavar="FILE", help="Python file")
 
     sources = {
         "run": _settings(RunConfig, run),
         "evaluate": _settings(EvaluateOptions, evaluate),
+        "doctor": _settings(RunConfig, doctor),
     }
     return parser, sources
 
@@ -174,19 +224,25 @@ def _settings(model: Any, parser: argparse.ArgumentParser) -> Any:
 
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    config = load(options.config, flags)
-    named_after = options.config.stem if options.config else "default"
-    name = named_after if options.run is None else options.run
+    from ssd_loop import checkpoints
     from ssd_loop.launch import launch
 
-    return launch(name, config)
+    origin = checkpoints.origin_of(options.resume_from, options.run, Path())
+    named_after = options.config.stem if options.config else "default"
+    if origin is not None:
+        named_after = origin.place.run
+    name = named_after if options.run is None else options.run
+    config = load(options.config, flags, checkpoints.inherited(origin, name, options.config, Path()))
+
+    return launch(name, config, origin, goes_past_stops=options.continue_past_stop)
 
 
 def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop.place import run_names
     from ssd_loop.report import status
 
     here = Path()
-    names = status.runs(here)
+    names = run_names(here)
     if options.run is None and len(names) != 1:
         raise ConfigError(f"say which run: {', '.join(names)}" if names else "there is no run here yet")
     state = status.read(here, names[0] if options.run is None else options.run)
@@ -208,6 +264,57 @@ def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     config = load(None, {**flags, **given})
     evaluate_model(config, out=options.out, as_json=options.json)
     return 0
+
+
+def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop import verifying
+    from ssd_loop.place import existing_folders
+
+    place = existing_folders(Path(), options.run)
+    found = verifying.verify(place)
+    for path, reason in found.damaged:
+        print(f"{path}: {reason}")
+    if found.damaged:
+        raise BadArtifactError(
+            f"{len(found.damaged)} findings in run {place.run}; restore those files, or move their folders "
+            "away and run again"
+        )
+    print(
+        f"{place.run}: {found.stages} stages and {found.files} files are as they were made, "
+        f"{found.pruned} pruned, {len(found.unfinished)} unfinished"
+    )
+    return 0
+
+
+def _export(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop import checkpoints, exporting
+    from ssd_loop.place import round_name
+
+    origin = checkpoints.locate(options.round, Path())
+    ending = "-adapter" if options.adapter else ""
+    out = options.out or Path(f"{origin.place.run}-{round_name(origin.round)}{ending}")
+    if options.adapter:
+        exporting.export_adapter(origin, out)
+    else:
+        exporting.export_merged(origin, out, options.base)
+    print(out)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from dataclasses import asdict
+
+    from ssd_loop import doctor
+    from ssd_loop.report.status import console
+
+    if options.target is not None:
+        flags = {**flags, "model": {**flags.get("model", {}), "name": options.target}}
+    findings = list(doctor.examine(load(options.config, flags)))
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        doctor.show(findings, console())
+    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 
 def _sandbox(options: argparse.Namespace, flags: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ of the fingerprints (`ssd_loop.store.fingerprint`).
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -103,11 +104,35 @@ class ModelConfig(Section):
     )
 
 
+def _iso(value: Any) -> Any:
+    """YAML reads a bare 2025-02-01 as a date; here dates are ISO text."""
+    if isinstance(value, list | tuple):
+        return [_iso(item) for item in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
 class Range(Section):
-    """Bounds of a column's values, both included; dates compare as ISO text."""
+    """Bounds of a column's values, both included; text is compared by as many characters as the bound has.
+
+    So dates are ISO text, and 2025-05 as `max` includes all of May.
+    """
 
     min: Scalar | None = None
     max: Scalar | None = None
+
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _dates_are_text(cls, value: Any) -> Any:
+        return _iso(value)
+
+    @model_validator(mode="after")
+    def _bounds_are_of_one_kind(self) -> Range:
+        bounds = [bound for bound in (self.min, self.max) if bound is not None]
+        if not bounds:
+            raise ValueError("a range needs min, max or both")
+        if len({isinstance(bound, str) for bound in bounds}) > 1:
+            raise ValueError("min and max of a range must both be numbers or both be text")
+        return self
 
 
 class DataConfig(Section):
@@ -123,7 +148,11 @@ class DataConfig(Section):
     subset: str | None = speed_only(None, "Configuration of a Hub data set.")
     split: str = speed_only("train", "Split of a Hub data set.", min_length=1)
     prompt_column: str = speed_only("prompt", "Column that holds the task text.", min_length=1)
-    id_column: str = speed_only("id", "Column that holds the task's id.", min_length=1)
+    id_column: str = speed_only(
+        "id",
+        "Column that holds the task's id; where there is no column `id`, ids are made from the text.",
+        min_length=1,
+    )
     columns: dict[ColumnName, str | tuple[str, ...]] = speed_only(
         {},
         "Columns of starter_code, solution (human-written), tier, entry_point and tests (one or several); "
@@ -135,8 +164,9 @@ class DataConfig(Section):
     template: Template = speed_only(
         "auto",
         "Wording around the text: function (shows starter code), stdin (a program that reads standard "
-        "input), plain (none); auto: function where a row has starter code, else stdin if that is the "
-        "checker, else plain.",
+        "input), plain (none); auto: function where a row has starter code or its tests call a function, "
+        "else stdin if that is the checker or other rows may have starter code, else plain, but for exact "
+        "the request to end with the number.",
     )
     checker: Checker = speed_only(
         "none",
@@ -149,6 +179,20 @@ class DataConfig(Section):
         description="Use this many tasks, spread evenly; unset: all, but 120 of the built-in prompts.",
     )
     seed: int | None = speed_only(None, "Draw the `limit` tasks at random with this seed.", ge=0)
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _dates_are_text(cls, value: Any) -> Any:
+        return {name: _iso(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> DataConfig:
+        several = [role for role, named in self.columns.items() if not isinstance(named, str)]
+        if any(role != "tests" for role in several):
+            raise ValueError(f"columns.{several[0]} names several columns, which only tests may")
+        if self.checker != "none" and not self.columns.get("tests"):
+            raise ValueError(f"checker {self.checker} needs columns.tests")
+        return self
 
 
 class SampleConfig(Section):
@@ -229,8 +273,8 @@ class TrainConfig(Section):
     )
     data_policy: Literal["replace", "accumulate", "accumulate-subsample"] = added_later(
         "replace",
-        "Samples trained on: this round's; those of all rounds; or as many as this round kept, drawn from all "
-        "rounds.",
+        "Samples trained on: this round's; all rounds' together; or as many as this round kept, drawn from "
+        "all rounds.",
     )
     human_share: float = added_later(
         0.0, "Share of training rows that are human-written solutions of the prompts (ours).", ge=0.0, lt=1.0

@@ -7,98 +7,64 @@ are skipped, and the first missing one is where work goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import (
-    costs,
-    evaluation,
-    filtering,
-    judging,
-    merging,
-    progress,
-    sampling,
-    store,
-    training,
-)
-from ssd_loop.config import RunConfig
+from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling, store, training, weights
 from ssd_loop.monitors import rule
-from ssd_loop.problems import Problem
+from ssd_loop.place import BEST, CONTINUED, Place, round_name
 from ssd_loop.prompts import content_input
 from ssd_loop.records import Sample, derive_seed, read_rows
+from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Input, Metrics
-from ssd_loop.tracking import Tracker
+from ssd_loop.weights import Model, base_model, merge
 from ssd_loop.workbench import Workbench
-
-BEST, COMPOSITION, EVENTS = "best", "composition.json", "events.jsonl"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: where it is kept and what it was asked to be."""
-
-    name: str
-    config: RunConfig
-    base: Input
-    prompts: tuple[Problem, ...]
-    bench: Workbench
-    tracker: Tracker
-
-    @property
-    def folder(self) -> Path:
-        """What the rounds measured and sampled."""
-        return Path("rounds") / self.name
-
-    @property
-    def weights(self) -> Path:
-        """Adapters and merged models."""
-        return Path("checkpoints") / self.name
-
-
-@dataclass(frozen=True)
-class Model:
-    """Weights of one round: the folder to load, and how manifests name it."""
-
-    path: Path
-    source: Input
-    finished: Finished | None = None
-
-    def folder(self) -> Path:
-        """The folder, its content checked once per process."""
-        return store.checked(self.finished) if self.finished else self.path
 
 
 def run_rounds(run: Run) -> rule.Decision | None:
-    """Repeat self-distillation until the rounds are done or the monitors stop it."""
-    model = Model(run.bench.base.path, run.base)
-    adapters: list[Finished] = []
-    history = [evaluate(run, 0, model, None)]
-    decision = None
-    for n in range(1, run.config.rounds + 1):
-        samples = sample(run, n, model)
-        kept = filter_samples(run, n, samples)
-        adapters.append(train(run, n, model, kept))
-        model = merge(run, n, adapters)
+    """Repeat self-distillation until the rounds are done (None) or the monitors stop it (their decision)."""
+    base = base_model(run)
+    model, kept, history = begin(run)
+    for n in range(run.start + 1, run.config.rounds + 1):
+        samples = sample(run, n, base if run.config.sample.policy == "base" else model)
+        kept.append(filter_samples(run, n, samples))
+        begun = base if run.config.train.start_from == "base" else model
+        adapter = train(run, n, begun, kept)
+        model = merge(run, n, begun, adapter, history[0])
         history.append(evaluate(run, n, model, history[0]))
         decision = monitor(run, n, history)
-        if obeys(run.config, decision):
-            break
-    return decision
+        if obeys(run, decision):
+            return decision
+    return None
+
+
+def begin(run: Run) -> tuple[Model, list[Finished], list[Finished]]:
+    """Weights, kept samples and evaluations that the first round of this run goes on from."""
+    if run.start == 0:
+        return base_model(run), [], [evaluate(run, 0, base_model(run), None)]
+    taken = range(run.start + 1)
+    baseline = store.finished(run.place.stage(0, "evaluate")) or evaluate(run, 0, base_model(run), None)
+    run.tracker.log(0, "evaluate", baseline.manifest.metrics)
+    model = weights.handed_over(run, run.start, baseline)
+    kept = [store.finished(run.place.stage(n, "filter")) for n in taken]
+    history = [store.finished(run.place.stage(n, "evaluate")) for n in taken]
+    newest = history[-1] or evaluate(run, run.start, model, baseline)
+    measured = [baseline, *[done for done in history[1:-1] if done], newest]
+    return model, [done for done in kept if done], measured
 
 
 def sample(run: Run, n: int, model: Model) -> Finished:
-    """Draw completions of the training prompts from the previous round's weights."""
+    """Draw completions of the training prompts."""
 
     def work(out: Path) -> Metrics:
         return sampling.run(
             run.config.sample,
             run.prompts,
-            engine=run.bench.engine(model.folder()),
+            engine=run.bench.engine(weights.ready(run, model)),
             renderer=run.bench.renderer,
             stop_token_ids=run.bench.stop_token_ids,
             round_index=n,
+            policy_round=model.round,
             out=out,
         )
 
@@ -131,81 +97,67 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     return step(run, n, "filter", filtering.STAGE_VERSION, settings, inputs, work)
 
 
-def train(run: Run, n: int, model: Model, kept: Finished) -> Finished:
-    """Fine-tune an adapter on the kept samples, on the weights that drew them."""
+def train(run: Run, n: int, begun: Model, kept: Sequence[Finished]) -> Finished:
+    """Fine-tune an adapter on `begun` with the kept samples, the current round's last."""
+    config, seed = run.config.train, run.config.sample.seed
+    used = kept[-1:] if config.data_policy == "replace" else kept
 
     def work(out: Path) -> Metrics:
-        rows = [
-            training.TrainingRow(row.prompt_token_ids, row.token_ids)
-            for row in read_rows(store.checked(kept) / filtering.KEPT, Sample)
-        ]
-        folder = model.folder()
+        rounds = [read_rows(store.checked(done) / filtering.KEPT, Sample) for done in used]
+        samples = mixing.chosen(config.data_policy, rounds, derive_seed(seed, n, "subsample"))
+        rows = [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
+        human = human_rows(run, n, len(rows))
+        folder = weights.ready(run, begun)
         run.bench.release()
-        with progress.task("train", training.step_count(run.config.train, len(rows)), "steps") as task:
-            return training.train(
-                run.config.train,
+        steps = training.step_count(config, len(rows) + len(human))
+        with progress.task("train", steps, "steps") as task:
+            metrics: Metrics = training.train(
+                config,
                 model_dir=folder,
-                rows=rows,
-                seed=derive_seed(run.config.sample.seed, n, "train"),
+                rows=rows + human,
+                seed=derive_seed(seed, n, "train"),
                 device=run.bench.device,
                 out=out,
                 on_step=lambda step, total, loss: task.advance(),
             )
+        return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
 
-    inputs = {"model": model.source, "kept": kept.as_input}
-    settings = run.config.train.result_settings() | {"seed": run.config.sample.seed}
+    inputs = {"model": begun.source, "kept": kept[-1].as_input}
+    inputs |= {f"kept_{done.manifest.round:03d}": done.as_input for done in used[:-1]}
+    settings = config.result_settings() | {"seed": seed}
+    if config.human_share:
+        inputs["prompts"] = content_input(run.prompts)
+        settings |= templating(run.bench)
     return step(run, n, "train", training.STAGE_VERSION, settings, inputs, work)
 
 
-def merge(run: Run, n: int, adapters: Sequence[Finished]) -> Model:
-    """Add all adapters so far to the pristine base and round once."""
-    settings = run.config.merge.result_settings()
-
-    def work(out: Path) -> Metrics:
-        files = len(list(run.bench.base.path.glob("*.safetensors")))
-        with progress.task("merge", files, "files") as task:
-            return merging.merge(
-                run.config.merge,
-                base_dir=run.bench.base.path,
-                adapters=[store.checked(adapter) for adapter in adapters],
-                out=out,
-                on_shard=lambda *_: task.advance(),
-            )
-
-    inputs = {"base": run.base} | {
-        f"adapter_{index:03d}": adapter.as_input for index, adapter in enumerate(adapters, 1)
-    }
-    done = step(run, n, "merge", merging.STAGE_VERSION, settings, inputs, work)
-    write_composition(run, n, adapters)
-    return Model(done.path, done.as_input, done)
-
-
-def write_composition(run: Run, n: int, adapters: Sequence[Finished]) -> None:
-    """Write what the round's weights are: the base plus the adapters of all rounds so far."""
-    content = merging.composition(
-        title=run.bench.base.title,
-        content_hash=run.base.fingerprint,
-        rounding=run.config.merge.rounding,
-        adapters=[
-            (f"../round_{index:03d}/adapter", adapter.manifest.outputs[training.WEIGHTS]["sha256"])
-            for index, adapter in enumerate(adapters, 1)
-        ],
+def human_rows(run: Run, n: int, sampled: int) -> list[training.TrainingRow]:
+    """The round's human-written rows, as many as the settings ask for beside so many sampled ones."""
+    wanted = mixing.human_count(run.config.train.human_share, sampled)
+    rows = mixing.human_rows(
+        run.prompts,
+        wanted,
+        renderer=run.bench.renderer,
+        stop_token_ids=run.bench.stop_token_ids,
+        seed=derive_seed(run.config.sample.seed, n, "human"),
     )
-    store.write_json(round_folder(run.weights, n) / COMPOSITION, content)
+    if len(rows) < wanted:
+        progress.say(f"warning: {wanted} human-written rows are asked for and the prompts have {len(rows)}")
+    return rows
 
 
 def evaluate(run: Run, n: int, model: Model, baseline: Finished | None) -> Finished:
     """Measure the round's weights; round 0 with more samples."""
     config = run.config.evaluate
     counts = evaluation.sample_counts(config, baseline=baseline is None)
-    work = measuring(run.bench, n, model, counts, baseline)
+    work = measuring(run.bench, n, lambda: weights.ready(run, model), counts, baseline)
     inputs = {"model": model.source, **evaluation.problem_inputs(config)}
     if baseline:
         inputs["baseline"] = baseline.as_input
     settings = evaluation_settings(run.bench)
     done = step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
     if baseline is None:
-        write_composition(run, n, [])
+        weights.write_composition(run, n, ())
     return done
 
 
@@ -219,14 +171,14 @@ def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
         version=evaluation.STAGE_VERSION,
         settings=evaluation_settings(bench),
         inputs={"model": base, **evaluation.problem_inputs(bench.config.evaluate)},
-        work=measuring(bench, 0, Model(bench.base.path, base), counts, None),
+        work=measuring(bench, 0, lambda: bench.base.path, counts, None),
     )
 
 
 def measuring(
     bench: Workbench,
     n: int,
-    model: Model,
+    model: Callable[[], Path],
     counts: Mapping[str, int],
     baseline: Finished | None,
 ) -> Callable[[Path], Metrics]:
@@ -246,7 +198,7 @@ def measuring(
             config.evaluate,
             config.sandbox,
             draws,
-            engine=bench.engine(model.folder()),
+            engine=bench.engine(model()),
             renderer=bench.renderer,
             round_index=n,
             shard_size=config.sample.shard_size,
@@ -269,84 +221,60 @@ def evaluation_settings(bench: Workbench) -> dict[str, Any]:
 
 
 def monitor(run: Run, n: int, history: Sequence[Finished]) -> rule.Decision:
-    """Decide whether another round is worth it, and point `best` at the best one so far."""
+    """Decide whether another round is worth it, point `best` at the best one and prune old weights."""
 
     def work(out: Path) -> Metrics:
-        reports = [evaluation.read_report(store.checked(done)) for done in history]
+        reports: list[Mapping[str, Any] | None] = [None] * (n + 1)
+        for done in history:
+            reports[done.manifest.round] = evaluation.read_report(store.checked(done))
         decision = rule.decide(reports, run.config.monitor)
         store.write_json(out / rule.DECISION, decision.to_json())
         return rule.summary(decision)
 
-    inputs = {f"evaluate_{index:03d}": done.as_input for index, done in enumerate(history)}
+    inputs = {f"evaluate_{done.manifest.round:03d}": done.as_input for done in history}
     settings = run.config.monitor.result_settings()
     done = step(run, n, "monitor", rule.STAGE_VERSION, settings, inputs, work)
     decision = rule.read_decision(store.checked(done))
-    if not stage_folder(run, n + 1, "sample").exists():  # the last decision so far, not one gone over again
-        store.point_link(run.weights / BEST, f"round_{decision.best_round:03d}")
+    if not run.place.stage(n + 1, "sample").exists():  # the last decision so far, not one gone over again
+        best = decision.best_round
+        if best <= run.start:
+            weights.ready(run, weights.handed_over(run, best, history[0]))  # may be a composition only
+        store.point_link(run.place.weights / BEST, round_name(best))
+        weights.prune(run, best)
     return decision
 
 
-def obeys(config: RunConfig, decision: rule.Decision) -> bool:
-    """Whether this decision ends the run."""
-    return decision.verdict == "stop" and config.monitor.action == "stop"
+def obeys(run: Run, decision: rule.Decision) -> bool:
+    """Whether this decision ends the run; if it is passed over, that is noted, and resuming passes it too."""
+    if decision.verdict != "stop" or run.config.monitor.action != "stop":
+        return False
+    passed = passed_stops(run.place)
+    if decision.round in passed:
+        return False
+    if run.goes_past_stops:
+        store.write_sealed(run.place.folder / CONTINUED, {"past_stops": sorted({*passed, decision.round})})
+        progress.say(f"round {decision.round}: the monitors say stop ({decision.kind}); told to go on")
+        return False
+    return True
+
+
+def passed_stops(place: Place) -> list[int]:
+    """The rounds whose stop was passed over on request."""
+    path = place.folder / CONTINUED
+    if not path.is_file():
+        return []
+    found: list[int] = store.read_sealed(path, "delete it to obey all stops")[0]["past_stops"]
+    return found
 
 
 def drawing_settings(bench: Workbench) -> dict[str, Any]:
-    """What else decides which tokens are drawn: engine, precision and the system message."""
-    return {
-        "engine": bench.engine_name,
-        "dtype": bench.base.dtype,
-        "system_prompt": bench.config.model.system_prompt,
-    }
+    """What else decides which tokens are drawn: engine, precision and what the chat template is given."""
+    return {"engine": bench.engine_name, "dtype": bench.base.dtype} | templating(bench)
 
 
-def round_folder(root: Path, n: int) -> Path:
-    """The folder of one round."""
-    return root / f"round_{n:03d}"
-
-
-def stage_folder(run: Run, n: int, stage: str) -> Path:
-    """Where a stage publishes: weights under checkpoints/, everything else under rounds/."""
-    names = {"train": "adapter", "merge": "merged"}
-    root = run.weights if stage in names else run.folder
-    return round_folder(root, n) / names.get(stage, stage)
-
-
-def step(
-    run: Run,
-    n: int,
-    stage: str,
-    version: int,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, Input],
-    work: Callable[[Path], Metrics],
-) -> Finished:
-    """One stage of one round: skipped if finished, else run, timed and tracked."""
-
-    def announced(out: Path) -> Metrics:
-        progress.say(f"round {n} {stage}")
-        log_event(run, n, stage, "started")
-        with costs.timed(run.folder, n, stage) as cost:
-            metrics = work(out)
-            cost.tokens = costs.tokens_of(metrics)
-        log_event(run, n, stage, "finished")
-        return metrics
-
-    done = store.step(
-        stage_folder(run, n, stage),
-        stage=stage,
-        round_index=n,
-        version=version,
-        settings=settings,
-        inputs=inputs,
-        work=announced,
-    )
-    run.tracker.log(n, stage, done.manifest.metrics)
-    return done
-
-
-def log_event(run: Run, n: int, stage: str, event: str) -> None:
-    """Add a line to the run's log, which people read and nothing decides on."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    row = {"time": now, "round": n, "stage": stage, "event": event}
-    store.append_jsonl(run.folder / EVENTS, row)
+def templating(bench: Workbench) -> dict[str, Any]:
+    """What the chat template is given besides the task."""
+    model = bench.config.model
+    more = {"enable_thinking": model.enable_thinking, "reasoning_effort": model.reasoning_effort}
+    given = {name: value for name, value in more.items() if value is not None}
+    return {"system_prompt": model.system_prompt} | given

@@ -8,19 +8,34 @@ import re
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import controller, engines, evaluation, models, progress, provenance, sandbox, store, tracking
+from ssd_loop import (
+    checkpoints,
+    composition,
+    controller,
+    engines,
+    evaluation,
+    models,
+    progress,
+    provenance,
+    sandbox,
+    store,
+    tracking,
+)
+from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
-from ssd_loop.errors import BadArtifactError, ConfigError, StaleOutputError
+from ssd_loop.errors import ConfigError, StaleOutputError
+from ssd_loop.place import RUN_FILE, Place
 from ssd_loop.prompts import load_prompts
 from ssd_loop.report import status
+from ssd_loop.running import Run
 from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
 
-RUN_FILE = "run.json"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FINISHED, STOPPED = 0, 3
 
@@ -29,12 +44,20 @@ FINISHED, STOPPED = 0, 3
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def launch(name: str, config: RunConfig) -> int:
+def launch(
+    name: str, config: RunConfig, origin: Origin | None = None, *, goes_past_stops: bool = False
+) -> int:
     """Run or continue a run; its exit code.
+
+    Args:
+        name: The run.
+        config: Its settings.
+        origin: The round that it starts from; None for the base model.
+        goes_past_stops: Whether it goes on where the monitors say stop.
 
     Raises:
         ConfigError: the name, the prompts or the settings cannot be used; nothing was written.
-        StaleOutputError: the run exists with other settings.
+        StaleOutputError: the run exists with other settings or another origin.
     """
     if not RUN_NAME.fullmatch(name):
         raise ConfigError(
@@ -43,62 +66,80 @@ def launch(name: str, config: RunConfig) -> int:
         )
     mode = tracking.resolve_mode(config.track)
     prompts = load_prompts(config.prompts)
-    evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
-    folder = Path("rounds") / name
-    with store.run_lock(folder):
-        about = _known(folder, config)
+    if config.train.human_share and not any(prompt.solution for prompt in prompts):
+        raise ConfigError(
+            f"train.human_share is {config.train.human_share}, but no prompt has a human-written solution; "
+            "name their column in prompts.columns as solution"
+        )
+    panels = evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
+    place = Place(Path(), name)
+    with store.run_lock(place.folder):
+        about = place.about()
+        if about is not None:
+            _check_same(about, origin, place, config)
         base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
         base_hash = models.content_hash(base.path)
         engines.check_context(base.path, config.engine.max_model_len)
         models.stop_token_ids(base.path)
+        models.check_vocabulary(base.path)
         bench = Workbench(config, base)
         if config.sandbox.execute:
             sandbox.isolation()
+        if origin is not None:
+            checkpoints.check_base(origin, base_hash, config.model.name)
         if about is None:
             about = _describe(config, bench, base_hash)
-            store.write_json(folder / RUN_FILE, about)
+            if origin is not None:
+                about |= _take_over(origin, place, config, panels)
+            store.write_sealed(place.folder / RUN_FILE, about)
         _warn_of_changes(about)
-        tracker = tracking.Tracker(mode, config, name, about["tracking_id"], folder)
-        run = controller.Run(name, config, Input(base_hash), prompts, bench, tracker)
-        return _drive(run)
+        tracker = tracking.Tracker(mode, config, name, about["tracking_id"], place.folder)
+        described = composition.describe_base(config, base, base_hash)
+        start = origin.round if origin is not None else about.get("start", 0)
+        run = Run(place, config, described, prompts, bench, tracker, start, goes_past_stops)
+        return _drive(run, about)
 
 
-def _drive(run: controller.Run) -> int:
-    _announce(run)
-    code = 1
+def _take_over(
+    origin: Origin, place: Place, config: RunConfig, panels: Mapping[str, Input]
+) -> dict[str, Any]:
+    """Copy what a new run needs of the round that it starts from; what run.json says of that."""
+    changes = checkpoints.changes(origin, config, panels)
+    if not origin.is_in(place.root, place.run):
+        progress.say(f"copying what {place.run} needs of {origin.name}")
+        checkpoints.hand_over(origin, place, accumulates=config.train.data_policy != "replace")
+    return {"parent": origin.identity(), "start": origin.round, "changes": changes}
+
+
+def _drive(run: Run, about: Mapping[str, Any]) -> int:
+    _announce(run, about)
+    finished = False
     try:
-        decision = controller.run_rounds(run)
-        stopped = decision is not None and controller.obeys(run.config, decision)
-        code = STOPPED if stopped else FINISHED
+        stop = controller.run_rounds(run)
+        finished = True
     finally:
         run.bench.close()
-        run.tracker.close(0 if code == STOPPED else code)  # a monitor stop is a result, not a failure
-    status.show(status.read(Path(), run.name), status.console())
-    if stopped and decision is not None:
+        run.tracker.close(0 if finished else 1)  # a monitor stop is a result, not a failure
+    status.show(status.read(run.place.root, run.place.run), status.console())
+    if stop is not None:
         progress.say(
-            f"stopped by the monitors after round {decision.round} ({decision.kind}): {decision.reason}"
+            f"stopped by the monitors after round {stop.round} ({stop.kind}): {stop.reason}; "
+            "--continue-past-stop goes on"
         )
-    else:
-        progress.say(f"run {run.name} has finished its {run.config.rounds} rounds")
-    return code
+        return STOPPED
+    progress.say(f"run {run.place.run} has finished its {run.config.rounds} rounds")
+    return FINISHED
 
 
-def _known(folder: Path, config: RunConfig) -> dict[str, Any] | None:
-    """What an existing run was asked to be, after comparing it with what is asked now."""
-    path = folder / RUN_FILE
-    if not path.exists():
-        return None
-    try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        old = about["config"]
-    except (ValueError, KeyError, TypeError):
-        raise BadArtifactError(f"{path} is torn; restore it or choose another --run") from None
-    if changed := differences(old, config.model_dump(mode="json")):
+def _check_same(about: Mapping[str, Any], origin: Origin | None, place: Place, config: RunConfig) -> None:
+    """Refuse an existing run that began elsewhere or was asked to be something else."""
+    if origin is not None and not origin.is_in(place.root, place.run):
+        checkpoints.check_origin(about, origin, place.run)
+    if changed := differences(about["config"], config.model_dump(mode="json")):
         raise StaleOutputError(
-            f"run {folder.name} was begun with other settings ({'; '.join(changed)}); go on with the old "
+            f"run {place.run} was begun with other settings ({'; '.join(changed)}); go on with the old "
             "ones or choose a new --run"
         )
-    return about
 
 
 def _describe(config: RunConfig, bench: Workbench, base_hash: str) -> dict[str, Any]:
@@ -118,7 +159,7 @@ def _describe(config: RunConfig, bench: Workbench, base_hash: str) -> dict[str, 
     }
 
 
-def _warn_of_changes(about: dict[str, Any]) -> None:
+def _warn_of_changes(about: Mapping[str, Any]) -> None:
     now = provenance.versions()
     changed = [
         f"{name} {was} -> {now.get(name, 'missing')}"
@@ -129,12 +170,18 @@ def _warn_of_changes(about: dict[str, Any]) -> None:
         progress.say(f"warning: versions changed since this run began: {', '.join(changed)}")
 
 
-def _announce(run: controller.Run) -> None:
+def _announce(run: Run, about: Mapping[str, Any]) -> None:
     isolation = "bubblewrap" if run.config.sandbox.execute else "none: code is not executed"
     progress.say(
-        f"run {run.name}: {run.bench.base.title}, {run.bench.base.dtype}, engine {run.bench.engine_name}, "
-        f"sandbox {isolation}, tracking {run.tracker.mode}"
+        f"run {run.place.run}: {run.bench.base.title}, {run.bench.base.dtype}, engine "
+        f"{run.bench.engine_name}, sandbox {isolation}, tracking {run.tracker.mode}"
     )
+    for line in status.choices(about):
+        progress.say(line)
+    later = range(run.start + 1, run.config.rounds + 1)
+    done = [n for n in later if run.place.stage(n, "monitor").exists()]
+    if done:
+        progress.say(f"finished rounds are used where their inputs still match: {status.spans(done)}")
 
 
 def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> None:

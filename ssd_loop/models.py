@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ssd_loop.config import DEFAULT_MODEL
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
-from ssd_loop.model_cache import cached, default_cache_dir, write_json
-from ssd_loop.model_cache import read_json as read_json  # also used through this module
+from ssd_loop.model_cache import cached, default_cache_dir
+from ssd_loop.model_cache import read_json as read_json  # both also used through this module
+from ssd_loop.model_cache import write_json as write_json
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ DEFAULT_MODEL_TITLE = "SmolLM2-135M-Instruct (dequantised Q4_1)"
 DEFAULT_MODEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_MODEL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -39,7 +42,7 @@ TOKENIZER_FILES = (
 )
 MODEL_FILES = (
     "config.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     "*.safetensors",
     "*.safetensors.index.json",
     *TOKENIZER_FILES,
@@ -106,7 +109,7 @@ def model_files(path: Path) -> list[Path]:
 
 def stop_token_ids(path: Path) -> tuple[int, ...]:
     """Every token that ends an answer: those of generation_config.json, else the tokenizer's own."""
-    declared = read_json(path / "generation_config.json").get("eos_token_id")
+    declared = read_json(path / GENERATION_CONFIG).get("eos_token_id")
     if declared is None:
         declared = tokenizer_token_id(path, "eos_token_id")
     if declared is None:
@@ -114,6 +117,11 @@ def stop_token_ids(path: Path) -> tuple[int, ...]:
             f"the model in {path} names no stop token; set eos_token_id in its generation_config.json"
         )
     return tuple(declared) if isinstance(declared, list) else (declared,)
+
+
+def generation_config(path: Path) -> dict[str, Any]:
+    """What a generation_config.json of the model in `path` has to say: its stop tokens and its padding."""
+    return {"eos_token_id": list(stop_token_ids(path)), "pad_token_id": pad_token_id(path)}
 
 
 def pad_token_id(path: Path) -> int:
@@ -150,6 +158,19 @@ def check_model_folder(folder: Path, name: str) -> None:
         raise ConfigError(
             f"model.name {name} is quantised, and an adapter cannot be merged exactly into quantised "
             "weights; use an unquantised copy of it"
+        )
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer with ids that the embedding has no row for."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
+    tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if tokens > rows:
+        raise ConfigError(
+            f"the tokenizer in {folder} has {tokens} tokens and the model {rows} embeddings: tokens were "
+            "added without resizing the model; save it after resize_token_embeddings"
         )
 
 

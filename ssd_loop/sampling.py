@@ -144,11 +144,12 @@ def run(
     renderer: Renderer,
     stop_token_ids: tuple[int, ...],
     round_index: int,
+    policy_round: int,
     out: Path,
 ) -> Metrics:
-    """Draw the round's training samples from the weights that the engine holds.
+    """Draw the round's training samples from the weights that the engine holds, those of `policy_round`.
 
-    Writes ``samples.parquet``. The weights that draw in round r are those of round r - 1.
+    Writes ``samples.parquet``.
     """
     draws = plan(
         prompts,
@@ -163,7 +164,7 @@ def run(
         draws,
         engine=engine,
         renderer=renderer,
-        policy_round=round_index - 1,
+        policy_round=policy_round,
         shard_size=config.shard_size,
         out=out,
     )

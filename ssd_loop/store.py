@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import IO, Any
 from ssd_loop.errors import BadArtifactError, RunLockedError, SsdLoopError, StaleOutputError
 
 MANIFEST = "manifest.json"
+PRUNED = "pruned.json"
+SEAL = "self_sha256"
 IN_PROGRESS = "fingerprint.json"
 SHARDS = "shards"
 LOCK = ".lock"
@@ -51,13 +53,12 @@ class Manifest:
     metrics: Metrics = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form, ``self_sha256`` included."""
+        """The stored form, without its seal."""
         inputs = {
             name: {"fingerprint": i.fingerprint, "manifest_sha256": i.manifest_sha256}
             for name, i in self.inputs.items()
         }
-        body = {**vars(self), "inputs": inputs}
-        return {**body, "self_sha256": sha256_json(body)}
+        return {**vars(self), "inputs": inputs}
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,42 @@ def finished(folder: Path) -> Finished | None:
     if not folder.exists():
         return None
     path = folder / MANIFEST
+    if not path.is_file():
+        raise BadArtifactError(f"{folder} has no {MANIFEST}; move it away and run again")
+    data, sha256 = read_sealed(path, f"move {folder} away and run again")
     try:
-        raw = path.read_bytes()
-        data = json.loads(raw)
-        claimed = data.pop("self_sha256")
         inputs = {name: Input(**value) for name, value in data.pop("inputs").items()}
         manifest = Manifest(**data, inputs=inputs)
-    except FileNotFoundError:
-        raise BadArtifactError(f"{folder} has no {MANIFEST}; move it away and run again") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise BadArtifactError(f"{path} is torn; move {folder} away and run again") from None
-    if manifest.to_json()["self_sha256"] != claimed:
-        raise BadArtifactError(f"{path} was altered; move {folder} away and run again")
-    return Finished(folder, manifest, hashlib.sha256(raw).hexdigest())
+    return Finished(folder, manifest, sha256)
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as JSON that holds its own hash, whole or not at all."""
+    write_json(path, {**data, SEAL: sha256_json(dict(data))})
+
+
+def read_sealed(path: Path, way_on: str) -> tuple[dict[str, Any], str]:
+    """The data of a sealed file, and the SHA-256 of the file.
+
+    Args:
+        path: An existing file.
+        way_on: What to do if it is damaged, for the message.
+
+    Raises:
+        BadArtifactError: a byte of it is other than it was written.
+    """
+    raw = path.read_bytes()
+    try:
+        data = json.loads(raw)
+        del data[SEAL]
+        written = json_bytes({**data, SEAL: sha256_json(data)})
+    except (ValueError, KeyError, TypeError):
+        raise BadArtifactError(f"{path} is torn; {way_on}") from None
+    if written != raw:
+        raise BadArtifactError(f"{path} was altered; {way_on}")
+    return data, hashlib.sha256(raw).hexdigest()
 
 
 def checked(stage: Finished) -> Path:
@@ -146,18 +170,26 @@ def checked(stage: Finished) -> Path:
     """
     folder = stage.path.resolve()
     if folder not in _trusted:
-        for name, expected in stage.manifest.outputs.items():
-            path = folder / name
-            if not path.is_file():
-                raise BadArtifactError(
-                    f"{stage.path / name} is missing; restore it or run again under a new --run"
-                )
-            if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-                raise BadArtifactError(
-                    f"{stage.path / name} was altered; restore it or run again under a new --run"
-                )
+        for name, reason in damages(stage):
+            raise BadArtifactError(f"{stage.path / name} {reason}; restore it or run again under a new --run")
         _trusted.add(folder)
     return stage.path
+
+
+def damages(stage: Finished, absent: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Each file that is not as the manifest says, and what is wrong with it.
+
+    Args:
+        stage: A published folder.
+        absent: Names of files that may be missing.
+    """
+    for name, expected in stage.manifest.outputs.items():
+        path = stage.path / name
+        if not path.is_file():
+            if name not in absent:
+                yield name, "is missing"
+        elif path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            yield name, "was altered"
 
 
 def step(
@@ -196,7 +228,7 @@ def step(
     metrics = work(partial)
     outputs = _outputs(partial)
     manifest = Manifest(stage, round_index, wanted, dict(inputs), outputs, metrics)
-    write_json(partial / MANIFEST, manifest.to_json())
+    write_sealed(partial / MANIFEST, manifest.to_json())
     done = _publish(partial, folder)
     _trusted.add(folder.resolve())  # this process wrote it
     return done
@@ -275,6 +307,108 @@ def _publish(partial: Path, folder: Path) -> Finished:
     return done
 
 
+def prune(stage: Finished, names: Collection[str]) -> None:
+    """Delete some of a published folder's files and leave its manifest, and a note that says which.
+
+    The note is on disk before the first file goes, so a missing file is never mistaken for damage.
+    """
+    if pruned(stage):
+        return
+    write_json(stage.path / PRUNED, {"files": sorted(names)})
+    for name in names:
+        (stage.path / name).unlink()
+    sync(stage.path)
+    _trusted.discard(stage.path.resolve())
+
+
+def pruned(stage: Finished) -> tuple[str, ...]:
+    """Names of the files that were deleted on purpose; empty for a folder that is whole.
+
+    Raises:
+        BadArtifactError: the note that names them is torn.
+    """
+    note = stage.path / PRUNED
+    if not note.exists():
+        return ()
+    try:
+        names = json.loads(note.read_bytes())["files"]
+        if json_bytes({"files": names}) != note.read_bytes() or not set(names) <= set(stage.manifest.outputs):
+            raise ValueError(names)
+    except (ValueError, KeyError, TypeError):
+        raise BadArtifactError(f"{note} is torn; delete it if no file of {stage.path} is missing") from None
+    return tuple(names)
+
+
+def restore(stage: Finished, work: Callable[[Path], object]) -> None:
+    """Make a pruned folder whole again.
+
+    Args:
+        stage: A published folder.
+        work: Writes the pruned files again into the folder it is given.
+
+    Raises:
+        BadArtifactError: what was written is not what the manifest recorded.
+    """
+    names = pruned(stage)
+    partial = stage.path.with_name(stage.path.name + ".partial")
+    _remove(partial)
+    partial.mkdir()
+    work(partial)
+    for name in names:
+        if sha256_file(partial / name) != stage.manifest.outputs[name]["sha256"]:
+            raise BadArtifactError(
+                f"{stage.path / name} was rebuilt and differs from its recorded hash: another machine or "
+                "library version, or a changed base; to go on from weights built here, name a new --run"
+            )
+    for name in names:
+        sync(partial / name)
+        (partial / name).rename(stage.path / name)
+    sync(stage.path)
+    (stage.path / PRUNED).unlink()
+    _remove(partial)
+
+
+def copy_finished(stage: Finished, folder: Path) -> Finished:
+    """Publish a copy of a finished folder, files and manifest alike; nothing is done where it is already.
+
+    Raises:
+        BadArtifactError: a file of the original is missing or its content changed.
+        StaleOutputError: another finished folder is in that place.
+    """
+    if there := finished(folder):
+        if there.manifest_sha256 != stage.manifest_sha256:
+            raise StaleOutputError(
+                f"{folder} is there already and is no copy of {stage.path}; choose a new --run"
+            )
+        return there
+    checked(stage)
+    partial = folder.with_name(folder.name + ".partial")
+    _remove(partial)
+    for name in (*stage.manifest.outputs, MANIFEST):
+        target = partial / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stage.path / name, target)
+        sync(target)
+    return _publish(partial, folder)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, that appears under its name when it is whole, or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    _remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        _remove(partial)
+        raise
+    for path in (*partial.iterdir(), partial):
+        sync(path)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -303,10 +437,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def json_bytes(data: Any) -> bytes:
+    """Plain data as sorted, indented JSON: the one form in which it is written."""
+    return (json.dumps(data, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as sorted, indented JSON, whole or not at all."""
-    text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, json_bytes(data))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

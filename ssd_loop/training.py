@@ -169,8 +169,7 @@ def _fit(
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", trust_remote_code=False)
-    _check_targets(config, model)
-    targets = config.target_modules
+    targets = target_modules(config, model)
     steps: list[_Step] = []
     trainer = SFTTrainer(
         model,
@@ -184,7 +183,7 @@ def _fit(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_dropout=0.0,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=targets,
         ),
         callbacks=[_watch(steps, on_step)],
     )
@@ -249,23 +248,42 @@ def _arguments(config: TrainConfig, rows: int, dtype: Any, seed: int, device: st
     return arguments
 
 
-def _check_targets(config: TrainConfig, model: Any) -> None:
-    """Refuse target modules that the model lacks or that cannot be merged."""
+def target_modules(config: TrainConfig, model: Any) -> str | list[str]:
+    """Which layers get an adapter, as PEFT takes it: "all-linear", or names of layers.
+
+    In a mixture of experts only attention does. Experts are one fused tensor in memory and many on disk, and
+    no adapter of a fused tensor can be merged into the files here.
+
+    Raises:
+        ConfigError: The settings name a layer that the model lacks or that cannot be merged.
+    """
     import torch
 
-    if config.target_modules == "all-linear":
-        return
+    mixture = is_mixture(model.config)
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        if isinstance(module, torch.nn.Linear)
+        and module is not model.get_output_embeddings()
+        and (not mixture or "attn" in name or "attention" in name)
     }
+    if config.target_modules == "all-linear":
+        return sorted(linear) if mixture else "all-linear"
     unknown = sorted({target.rpartition(".")[2] for target in config.target_modules} - linear)
     if unknown:
         raise ConfigError(
             f"train.target_modules names {', '.join(unknown)}, which cannot get an adapter in this model; "
             f"choose from {', '.join(sorted(linear))}, or all-linear"
+            + (" (in a mixture of experts: attention alone)" if mixture else "")
         )
+    return list(config.target_modules)
+
+
+def is_mixture(model_config: Any) -> bool:
+    """Whether a model has experts, by the names that configs give their number."""
+    text = model_config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(text, name, None) or 0) > 1 for name in names)
 
 
 def _watch(steps: list[_Step], on_step: OnStep | None) -> Any:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssd_loop.config import MergeConfig
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.merging import Rounding, composition, merge, noise, rounded
+from ssd_loop.lora import Term
+from ssd_loop.merging import merge
+from ssd_loop.rounding import Rounding, noise, rounded
 from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS
 from tests import tiny
 
@@ -23,7 +24,7 @@ LORA_Q_PROJ = f"base_model.model.{Q_PROJ}"
 
 def merged_into(out: Path, base: Path, adapters: list[Path], rounding: Rounding = "stochastic") -> Path:
     out.mkdir(parents=True)
-    merge(MergeConfig(rounding=rounding), base_dir=base, adapters=adapters, out=out)
+    merge(rounding, base_dir=base, terms=[Term(adapter) for adapter in adapters], out=out)
     return out
 
 
@@ -144,9 +145,9 @@ def test_shards_and_index_stay_as_in_the_base(tmp_path: Path) -> None:
     out = tmp_path / "merged"
     out.mkdir()
     merge(
-        MergeConfig(),
+        "stochastic",
         base_dir=base,
-        adapters=[adapter],
+        terms=[Term(adapter)],
         out=out,
         on_shard=lambda *count: done.append(count),
     )
@@ -190,7 +191,7 @@ def test_a_float32_base_is_not_rounded(tmp_path: Path) -> None:
     )
     out = tmp_path / "merged"
     out.mkdir()
-    metrics = merge(MergeConfig(), base_dir=base, adapters=[adapter], out=out)
+    metrics = merge("stochastic", base_dir=base, terms=[Term(adapter)], out=out)
     torch.testing.assert_close(weights(out)[f"{Q_PROJ}.weight"], wanted, rtol=1e-6, atol=1e-7)
     assert metrics["rounding_error_share"] == 0.0
     assert metrics["update_kept_share"] == pytest.approx(1.0, rel=1e-5)
@@ -199,11 +200,11 @@ def test_a_float32_base_is_not_rounded(tmp_path: Path) -> None:
 def test_metrics_tell_how_much_of_a_small_update_survives(tiny_llama: Path, tmp_path: Path) -> None:
     adapter = peft_adapter(tiny_llama, tmp_path / "adapter", 1, size=3e-5)
     metrics: dict[str, dict[str, float | int]] = {}
-    for rounding in ("stochastic", "nearest"):
+    roundings: tuple[Rounding, ...] = ("stochastic", "nearest")
+    for rounding in roundings:
         out = tmp_path / rounding
         out.mkdir()
-        config = MergeConfig(rounding=rounding)
-        metrics[rounding] = merge(config, base_dir=tiny_llama, adapters=[adapter], out=out)
+        metrics[rounding] = merge(rounding, base_dir=tiny_llama, terms=[Term(adapter)], out=out)
     stochastic, nearest = metrics["stochastic"], metrics["nearest"]
     assert stochastic["tensors_changed"] == 14
     assert stochastic["update_kept_share"] == pytest.approx(1.0, abs=0.15)
@@ -342,19 +343,3 @@ def test_an_adapter_with_a_file_missing_is_refused(tiny_llama: Path, tmp_path: P
     (adapter / missing).unlink()
     with pytest.raises(BadArtifactError, match=f"has no {missing}"):
         merged_into(tmp_path / "merged", tiny_llama, [adapter])
-
-
-def test_composition_names_base_rounding_and_adapters() -> None:
-    assert composition(
-        title="tiny",
-        content_hash="c0",
-        rounding="nearest",
-        adapters=[("../round_001/adapter", "a1"), ("adapter", "a2")],
-    ) == {
-        "base": {"title": "tiny", "content_hash": "c0"},
-        "rounding": "nearest",
-        "adapters": [
-            {"path": "../round_001/adapter", "sha256": "a1", "weight": 1.0},
-            {"path": "adapter", "sha256": "a2", "weight": 1.0},
-        ],
-    }

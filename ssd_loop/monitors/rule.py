@@ -53,14 +53,19 @@ class Decision:
         return asdict(self)
 
 
-def decide(history: Sequence[Mapping[str, Any]], config: MonitorConfig) -> Decision:
+History = Sequence[Mapping[str, Any] | None]
+
+
+def decide(history: History, config: MonitorConfig) -> Decision:
     """Whether another round is worth it, after the rounds whose evaluation reports are given.
 
     Args:
-        history: Reports of round 0, 1, ..., r.
+        history: Reports of round 0, 1, ..., r; None for one that was not measured, never the first or last.
         config: Margins, false-alarm rate and horizon.
     """
     baseline, current = history[0], history[-1]
+    assert baseline is not None
+    assert current is not None
     monitors = guards.readings(baseline, current, config) | statistics(baseline, current, config)
     alarms = {name: reading for name, reading in monitors.items() if reading.alarm}
     kind = _kind(alarms)
@@ -90,11 +95,13 @@ def statistics(
     return found
 
 
-def best_round(history: Sequence[Mapping[str, Any]], config: MonitorConfig) -> int:
+def best_round(history: History, config: MonitorConfig) -> int:
     """The round whose held-out gain over round 0 has the highest lower bound, 0 if none is above 0."""
-    bounds = {0: 0.0}
-    for index, report in enumerate(history[1:], 1):
-        bound = gain_bound(quality.heldout(history[0], report, config))
+    baseline, bounds = history[0], {0: 0.0}
+    assert baseline is not None
+    measured = {index: report for index, report in enumerate(history) if index and report is not None}
+    for index, report in measured.items():
+        bound = gain_bound(quality.heldout(baseline, report, config))
         if bound is not None:
             bounds[index] = bound
     return max(bounds, key=lambda index: (bounds[index], -index))

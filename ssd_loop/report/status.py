@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ssd_loop import costs, evaluation, store
-from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.config_file import load
+from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import rule
-
-STAGES = ("sample", "filter", "train", "merge", "evaluate", "monitor")
-WEIGHT_STAGES = {"train": "adapter", "merge": "merged"}
-
-
-def runs(root: Path) -> list[str]:
-    """Names of the runs below ``rounds/``."""
-    return sorted(p.parent.name for p in (root / "rounds").glob("*/run.json"))
+from ssd_loop.place import BEST, RUN_FILE, STAGES, Place, existing
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -29,43 +23,67 @@ def read(root: Path, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such run.
     """
-    folder = root / "rounds" / name
-    if not (folder / "run.json").is_file():
-        known = ", ".join(runs(root)) or "none"
-        raise ConfigError(f"there is no run {name!r} under {root / 'rounds'}; runs here: {known}")
+    place, about = existing(root, name)
     try:
-        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         model, engine = about["base_model"], about["engine"]
         title, dtype = model["title"], model["dtype"]
-    except (ValueError, KeyError, TypeError):
-        raise BadArtifactError(f"{folder / 'run.json'} is torn; restore it") from None
-    spent = costs.read(folder)
-    rounds = [
-        _round(root, name, int(path.name.removeprefix("round_")), spent)
-        for path in sorted(folder.glob("round_*"))
-        if path.name.removeprefix("round_").isdigit()
-    ]
-    link = root / "checkpoints" / name / "best"
+    except (KeyError, TypeError):
+        raise BadArtifactError(f"{place.folder / RUN_FILE} is torn; restore it") from None
+    spent = costs.read(place.folder)
+    link = place.weights / BEST
     return {
         "run": name,
         "model": title,
         "engine": engine,
         "dtype": dtype,
-        "rounds": rounds,
+        "choices": choices(about),
+        "parent": about.get("parent"),
+        "changes": about.get("changes", []),
+        "rounds": [_round(place, n, spent) for n in place.known_rounds()],
         "best": str(link.readlink()) if link.is_symlink() else None,
         "seconds": round(sum(cost.seconds for cost in spent.values()), 1),
     }
 
 
-def _round(root: Path, name: str, n: int, spent: dict[tuple[int, str], costs.Cost]) -> dict[str, Any]:
+def choices(about: Mapping[str, Any]) -> list[str]:
+    """What kind of loop this is, one line each: weights, data, and where the run started."""
+    config = load(None, {}, about["config"])
+    train, sample = config.train, config.sample
+    lines = [
+        f"samples drawn by the {_whose(sample.policy)}; each adapter trained on the "
+        f"{_whose(train.start_from)}; data: {train.data_policy}, {train.human_share:.0%} human-written"
+    ]
+    if parent := about.get("parent"):
+        changes = "; ".join(about.get("changes", [])) or "no setting changed"
+        lines.append(f"started from {parent['run']}@{parent['round']}: {changes}")
+    return lines
+
+
+def _whose(policy: str) -> str:
+    return "base" if policy == "base" else "previous round's weights"
+
+
+def spans(rounds: Sequence[int]) -> str:
+    """Round numbers as text: 1 to 3, 5."""
+    parts: list[list[int]] = []
+    for n in rounds:
+        if parts and parts[-1][-1] == n - 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     result: dict[str, Any] = {"round": n, "stages": stages}
     for stage in STAGES if n else ("evaluate",):
-        top = root / ("checkpoints" if stage in WEIGHT_STAGES else "rounds")
-        folder = top / name / f"round_{n:03d}" / WEIGHT_STAGES.get(stage, stage)
+        folder = place.stage(n, stage)
         done = store.finished(folder)
         cost = spent.get((n, stage), costs.Cost())
         state = "finished" if done else "partial" if _partial(folder).exists() else "absent"
+        if done and store.pruned(done):
+            state = "pruned"
         stages[stage] = {
             "state": state,
             "seconds": round(cost.seconds, 1),
@@ -98,6 +116,8 @@ def show(state: dict[str, Any], console: Console) -> None:
         f"{state['seconds']:.0f} s so far; best: {state['best'] or 'not decided yet'}",
         markup=False,
     )
+    for line in state["choices"]:
+        console.print(line, markup=False)
     console.print(_quality(state))
     console.print(_work(state))
     for row in state["rounds"]:
@@ -154,6 +174,8 @@ def _stage_cell(stage: dict[str, Any] | None) -> str:
         return "-"
     if stage["state"] == "partial":
         return "unfinished"
+    if stage["state"] == "pruned":
+        return f"{stage['seconds']:.0f} s, pruned"
     metrics = stage["metrics"]
     tokens = metrics.get("tokens") or metrics.get("tokens_trained") or metrics.get("kept_tokens")
     seconds = f"{stage['seconds']:.0f} s"

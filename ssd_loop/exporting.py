@@ -1,0 +1,233 @@
+"""A round handed on: the merged model, or all its adapters as one adapter for the base, with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssd_loop import checkpoints, composition, evaluation, lora, merging, models, store
+from ssd_loop.checkpoints import Origin
+from ssd_loop.config_file import differences, load
+from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.lora import Term
+from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS
+from ssd_loop.weights import Terms, checked_terms
+
+CARD = "README.md"
+
+
+def export_merged(origin: Origin, out: Path, base_name: str | None) -> None:
+    """Write a round's merged model to the new folder `out`; rebuilt from its adapters where it was pruned.
+
+    Args:
+        origin: The round.
+        out: A folder that does not exist yet.
+        base_name: Where the base is, if not where the run had it.
+
+    Raises:
+        ConfigError: `out` exists, or the base is another model.
+        BadArtifactError: a file was altered, or what is rebuilt is not what was recorded.
+    """
+    terms = _terms(origin)
+    merged = store.finished(origin.place.stage(origin.round, "merge"))
+    with _new_folder(out) as folder:
+        if merged and not store.pruned(merged):
+            source = store.checked(merged)
+            for name in merged.manifest.outputs:
+                shutil.copyfile(source / name, folder / name)
+        else:
+            base = _base(origin, base_name)
+            merging.merge(origin.content.rounding, base_dir=base, terms=checked_terms(terms), out=folder)
+            for name, recorded in (merged.manifest.outputs if merged else {}).items():
+                if store.sha256_file(folder / name) != recorded["sha256"]:
+                    raise BadArtifactError(
+                        f"{name} was rebuilt and differs from its recorded hash: another machine or library "
+                        f"version; fork {origin.name} under a new --run to use weights built here"
+                    )
+        (folder / CARD).write_text(card(origin, adapter=False), encoding="utf-8")
+
+
+def export_adapter(origin: Origin, out: Path) -> None:
+    """Write all adapters of a round as one adapter for its base to the new folder `out`, in PEFT's format.
+
+    The adapters are joined by rank, which is exact: one adapter of rank r1 + r2 adds B1 A1 + B2 A2.
+
+    Args:
+        origin: The round.
+        out: A folder that does not exist yet.
+
+    Raises:
+        ConfigError: `out` exists, or the round is the base itself.
+        BadArtifactError: an adapter is missing or was altered.
+    """
+    terms = checked_terms(_terms(origin))
+    if not terms:
+        raise ConfigError(f"{origin.name} is the base itself and has no adapter; export it without --adapter")
+    with _new_folder(out) as folder:
+        write_joined(terms, folder)
+        (folder / CARD).write_text(card(origin, adapter=True), encoding="utf-8")
+
+
+def write_joined(terms: Sequence[Term], folder: Path) -> None:
+    """Write one adapter that adds what all `terms` add; ranks that differ are filled up with zeros."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    with lora.opened(terms, None) as parts:
+        pairs = {name: lora.stacked(factors) for name, factors in parts.items()}
+    rank = max(a.shape[0] for a, _ in pairs.values())
+    for name, (a, b) in pairs.items():
+        missing = rank - a.shape[0]
+        module = f"{lora.PREFIX}{name.removesuffix('.weight')}"
+        tensors[f"{module}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing))
+        tensors[f"{module}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in sorted(tensors.items())},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    settings = lora.plain_settings(terms[-1].folder)
+    modules = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in pairs})
+    # alpha = rank makes the scale 1: every round's own scale is in B already.
+    changed = {"r": rank, "lora_alpha": rank, "alpha_pattern": {}, "target_modules": modules}
+    text = json.dumps(settings | changed, indent=2, sort_keys=True)
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def card(origin: Origin, *, adapter: bool) -> str:
+    """The model card: what this is, how it was made, what was measured, how to load it."""
+    base, n = origin.content.base, origin.round
+    named = base.name or base.title
+    what = "LoRA adapter" if adapter else "model"
+    config = load(None, {}, origin.content.settings)
+    front = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": base.name} if base.name and "/" in base.name else {}),
+        "tags": ["simple-self-distillation", "ssd_loop"],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {named} after {n} rounds of simple self-distillation", ""]
+    lines += [
+        f"This {what} is {base.title} fine-tuned on its own samples, without a teacher, a verifier or a "
+        f"reward ([arXiv 2604.01193](https://arxiv.org/abs/2604.01193)), for {n} rounds in a row. Made with "
+        "`ssd_loop`.",
+        "",
+        "## How it was made",
+        "",
+        f"- sampling: temperature {config.sample.temperature}, top-k {config.sample.top_k}, top-p "
+        f"{config.sample.top_p}, at most {config.sample.max_new_tokens} tokens, "
+        f"{config.sample.samples_per_prompt} per prompt, by the {config.sample.policy} weights",
+        f"- filters: {', '.join(config.filter.filters)}",
+        f"- training: LoRA rank {config.train.lora_rank}, learning rate {config.train.learning_rate:g}, "
+        f"{config.train.epochs} epoch(s), batches of {config.train.batch_size}, started from the "
+        f"{config.train.start_from} weights, data {config.train.data_policy}, "
+        f"{config.train.human_share:.0%} human-written",
+        *_other_rounds(origin),
+        f"- base: {base.title}, {base.dtype}, content hash `{base.content_hash}`",
+        f"- weights: base + the sum of {len(origin.content.adapters)} adapters, rounded "
+        f"{origin.content.rounding}",
+        "",
+        *_adapter_table(origin),
+        *_results(origin),
+        "## Loading",
+        "",
+        "```python",
+        *_loading(named, adapter=adapter),
+        "```",
+        "",
+    ]
+    if adapter:
+        lines += ["It belongs on the base alone. vLLM needs `max_lora_rank` of at least its rank.", ""]
+    return "\n".join(lines)
+
+
+def _other_rounds(origin: Origin) -> list[str]:
+    """Earlier rounds that were made with other settings: a run may start from a round of another run."""
+    now = load(None, {}, origin.content.settings).model_dump(mode="json")
+    lines = []
+    for n in range(1, origin.round):
+        folder = origin.place.checkpoint(n)
+        if (folder / composition.COMPOSITION).is_file():
+            old = load(None, {}, composition.read(folder).settings).model_dump(mode="json")
+            if changed := differences(now, old):
+                lines.append(f"- round {n} was made with other settings: {'; '.join(changed)}")
+    return lines
+
+
+def _adapter_table(origin: Origin) -> list[str]:
+    rows = [f"| `{part.path}` | {part.weight:g} | `{part.sha256}` |" for part in origin.content.adapters]
+    return ["| adapter | weight | SHA-256 |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _results(origin: Origin) -> list[str]:
+    """Headline numbers of round 0 and of this round, if the run's reports are there."""
+    reports = {}
+    for n in dict.fromkeys((0, origin.round)):
+        if done := store.finished(origin.place.stage(n, "evaluate")):
+            reports[n] = evaluation.headline(evaluation.read_report(store.checked(done)))
+    if not reports:
+        return []
+    names = [name for name in next(iter(reports.values())) if not name.endswith("_se") and name != "tokens"]
+    head = "| | " + " | ".join(f"round {n}" for n in reports) + " |"
+    rows = [
+        f"| {name} | " + " | ".join(_cell(report, name) for report in reports.values()) + " |"
+        for name in names
+    ]
+    return [
+        "## Measured",
+        "",
+        "± is one standard error over problems; differences within it are noise.",
+        "",
+        head,
+        "|---" * (len(reports) + 1) + "|",
+        *rows,
+        "",
+    ]
+
+
+def _cell(report: dict[str, Any], name: str) -> str:
+    if name not in report:
+        return "-"
+    error = report.get(f"{name}_se")
+    return f"{report[name]:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+
+
+def _loading(base: str, *, adapter: bool) -> list[str]:
+    if not adapter:
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        ]
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")',
+        'model = PeftModel.from_pretrained(base, "PATH")',
+    ]
+
+
+def _terms(origin: Origin) -> Terms:
+    folder = origin.place.checkpoint(origin.round)
+    return tuple(composition.adapters_of(folder, origin.content))
+
+
+def _base(origin: Origin, name: str | None) -> Path:
+    config = load(None, {}, checkpoints.settings_of(origin))
+    wanted = name or config.model.name
+    base = models.resolve(wanted, config.model.revision, config.model.dtype)
+    checkpoints.check_base(origin, models.content_hash(base.path), wanted)
+    return base.path
+
+
+def _new_folder(out: Path) -> Any:
+    if out.exists():
+        raise ConfigError(f"{out} exists already; name a new folder with --out")
+    return store.whole_folder(out)
