@@ -103,6 +103,11 @@ class ModelConfig(Section):
         None, "Handed to the chat template of GPT-OSS (P appendix C.1: high); unset: the template's own."
     )
 
+    def template_settings(self) -> dict[str, Any]:
+        """What the chat template is given besides the messages: nothing that is unset."""
+        given = {"enable_thinking": self.enable_thinking, "reasoning_effort": self.reasoning_effort}
+        return {name: value for name, value in given.items() if value is not None}
+
 
 def _iso(value: Any) -> Any:
     """YAML reads a bare 2025-02-01 as a date; here dates are ISO text."""

@@ -11,14 +11,23 @@ import warnings
 # An opening fence may name a language; the block ends at a fence on a line of its own or with the text.
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE)
 _THINKING_BEGINS, _THINKING_ENDS = "<think>", "</think>"
+# GPT-OSS names the channel of each of its messages; the answer is in the final one.
+_CHANNEL, _FINAL_BEGINS, _FINAL_ENDS = "<|channel|>", "<|channel|>final<|message|>", "<|end|>"
 _BUILTINS = frozenset(dir(builtins))
 
 
 def extract_code(text: str) -> str | None:
     """The last fenced block after any thinking part, or None where there is none."""
-    answer = text.rpartition(_THINKING_ENDS)[2].partition(_THINKING_BEGINS)[0]
-    blocks = _FENCE.findall(answer)
+    blocks = _FENCE.findall(final_answer(text))
     return blocks[-1] if blocks else None
+
+
+def final_answer(text: str) -> str:
+    """What is said after thinking: nothing where the thinking part was cut."""
+    if _CHANNEL in text:
+        _, final, answer = text.rpartition(_FINAL_BEGINS)
+        return answer.partition(_FINAL_ENDS)[0] if final else ""
+    return text.rpartition(_THINKING_ENDS)[2].partition(_THINKING_BEGINS)[0]
 
 
 def parse(code: str) -> ast.Module | None:

@@ -31,7 +31,8 @@ class Sample:
         policy_round: Round whose weights drew it.
         prompt_token_ids: The rendered prompt.
         token_ids: The completion, its stop token included.
-        text: The completion decoded, without the stop token.
+        text: The completion decoded, without the stop token; after a prompt that opened thinking it begins
+            with that opening (docs/decisions/0011).
         finish_reason: "stop", or "length" when it was cut.
         logprob: Sum over `token_ids` under the raw model law, nats.
     """

@@ -53,8 +53,9 @@ class Workbench:
         """The base model's tokenizer and template; every round renders with them."""
         from transformers import AutoTokenizer
 
+        model = self.config.model
         tokenizer = AutoTokenizer.from_pretrained(self.base.path, trust_remote_code=False)
-        return Renderer(tokenizer, self.config.model.system_prompt)
+        return Renderer(tokenizer, model.system_prompt, model.template_settings())
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:

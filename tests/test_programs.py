@@ -55,6 +55,29 @@ def test_a_thinking_part_that_was_cut_has_no_answer_yet() -> None:
     assert extract_code("<think>\nMaybe:\n```python\nx = 1\n```\nbut wait") is None
 
 
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
+NEXT_MESSAGE = "<|end|><|start|>assistant"
+WRONG = "```python\nx = 1\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"{ANALYSIS}Maybe:\n{WRONG}{NEXT_MESSAGE}{FINAL}```python\n{ADD}```", ADD),
+        (f"{FINAL}```python\n{ADD}```", ADD),
+        (f"{FINAL}```python\n{ADD}", ADD),
+        (f"{FINAL}{WRONG}{NEXT_MESSAGE}{FINAL}```python\n{ADD}```", ADD),
+        (f"{FINAL}```python\n{ADD}```{NEXT_MESSAGE}{ANALYSIS}More:\n{WRONG}", ADD),
+        (f"{ANALYSIS}Maybe:\n{WRONG}", None),
+        (f"{ANALYSIS}Maybe:\n{WRONG}{NEXT_MESSAGE}", None),
+        (f"{ANALYSIS}Maybe:\n{WRONG}{NEXT_MESSAGE}<|channel|>commentary<|message|>{WRONG}", None),
+        (f"{ANALYSIS}Maybe:\n{WRONG}{NEXT_MESSAGE}{FINAL}I cannot do that.", None),
+    ],
+)
+def test_gpt_oss_answers_in_the_final_channel_alone(text: str, code: str | None) -> None:
+    assert extract_code(text) == code
+
+
 def test_windows_line_ends_close_a_block_too() -> None:
     text = "First\r\n```python\r\nx = 1\r\n```\r\nthen\r\n```python\r\ny = 2\r\n```\r\nDone.\r\n"
     code = extract_code(text)
