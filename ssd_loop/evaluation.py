@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_loop.config import EvaluateConfig, SandboxConfig
+from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
 from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.judging import judge_all, limits_of
@@ -21,11 +21,12 @@ from ssd_loop.programs import canonical_hash, extract_code
 from ssd_loop.prompts import Renderer, content_input
 from ssd_loop.records import Result, Sample, write_rows
 from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
+from ssd_loop.sources import load_tasks
 from ssd_loop.store import Input, Metrics, write_json
 
 STAGE_VERSION = 1
 RESULTS, REPORT, REFERENCE = "results.parquet", "report.json", "reference.json"
-CODE_KINDS = ("function", "check")
+CODE_KINDS = ("function", "check", "stdin")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,11 @@ def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[str, int]:
     return {panel: factor * config.counts[panel] for panel in config.panels}
 
 
-def panel_problems(config: EvaluateConfig, panel: str) -> tuple[Problem, ...]:
-    """The problems of a panel, thinned to `limit`."""
-    return thin(load_panel(panel), config.limit)
+def panel_problems(config: EvaluateConfig, panel: PanelName) -> tuple[Problem, ...]:
+    """The problems of a panel, built in or from the source that the settings name, thinned to `limit`."""
+    source = config.sources.get(panel)
+    problems = load_tasks(source, panel, f"evaluate.sources.{panel}") if source else load_panel(panel)
+    return thin(problems, config.limit)
 
 
 def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:

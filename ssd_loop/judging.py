@@ -6,6 +6,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import TypeVar
@@ -13,11 +14,13 @@ from typing import TypeVar
 from ssd_loop import progress, sandbox
 from ssd_loop.config import SandboxConfig
 from ssd_loop.problems import Problem
-from ssd_loop.programs import extract_code
+from ssd_loop.programs import extract_code, final_answer
 from ssd_loop.records import Outcome, Result, Sample
 from ssd_loop.sandbox import Limits
 
 WALL_PER_CPU = 5.0
+# A program may print this many times what is expected before it is stopped for printing too much.
+OUTPUT_SLACK = 2
 
 T = TypeVar("T")
 Verdict = tuple[Outcome, str | None]  # outcome, behaviour
@@ -59,10 +62,13 @@ def judge_all(
 
 def answer_of(problem: Problem, text: str) -> str | None:
     """What is judged: the last code block, or for exact answers the last number; None without one."""
-    if problem.kind == "exact":
-        numbers = _NUMBER.findall(text)
-        return numbers[-1] if numbers else None
-    return extract_code(text)
+    return last_number(final_answer(text)) if problem.kind == "exact" else extract_code(text)
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text as it is written there, thousands commas included."""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
 
 
 def judge(problem: Problem, answer: str | None, *, limits: Limits, execute: bool) -> Verdict:
@@ -77,6 +83,8 @@ def judge(problem: Problem, answer: str | None, *, limits: Limits, execute: bool
         return _function(problem, answer, limits)
     if problem.kind == "shell":
         return _shell(problem, answer, limits)
+    if problem.kind == "stdin":
+        return _program(problem, answer, limits)
     assert problem.kind == "check", problem.kind
     ran = sandbox.run_check(
         problem.preamble + answer, problem.entry_point, problem.preamble, problem.check, limits
@@ -91,7 +99,7 @@ def running(
     limits: Limits,
     workers: int,
 ) -> set[tuple[str, int]]:
-    """(prompt_id, sample_index) of the samples whose program runs on the probe inputs."""
+    """(prompt_id, sample_index) of the samples whose program runs on the probe or sample inputs."""
     jobs = [partial(_runs, problems[s.prompt_id], s.text, limits) for s in samples]
     ran = _run(jobs, workers)
     return {(s.prompt_id, s.sample_index) for s, ok in zip(samples, ran, strict=True) if ok}
@@ -103,15 +111,26 @@ def _run(jobs: Sequence[Callable[[], T]], workers: int) -> list[T]:
 
 
 def _runs(problem: Problem, text: str, limits: Limits) -> bool:
-    """Whether the entry point can be called on the probe inputs; what it returns is not looked at."""
+    """Whether the program runs; what it returns or prints is not looked at.
+
+    A function is called on the probe inputs, without those on the input of its first test, and without
+    that (a hidden check) only loaded. A program gets the sample input.
+    """
     code = extract_code(text)
-    if code is None or problem.kind != "function":
+    if code is None:
         return False
-    calls = sandbox.call_function(problem.preamble + code, problem.entry_point, problem.probes, limits)
+    if problem.kind == "stdin":
+        return sandbox.run_program(code, stdin=problem.cases[0].stdin, limits=limits).exit_code == 0
+    if problem.kind not in ("function", "check"):
+        return False
+    probes = problem.probes or [call for call, _ in problem.tests[:1]]
+    calls = sandbox.call_function(problem.preamble + code, problem.entry_point, probes, limits)
     return calls.status == "ok" and all(isinstance(r, sandbox.Returned) for r in calls.returns)
 
 
 def _function(problem: Problem, code: str, limits: Limits) -> Verdict:
+    if not problem.probes:
+        return _calls(problem, code, limits)
     tests = [call for call, _ in problem.tests]
     ran = sandbox.call_function(
         problem.preamble + code, problem.entry_point, [*tests, *problem.probes], limits
@@ -125,6 +144,69 @@ def _function(problem: Problem, code: str, limits: Limits) -> Verdict:
         for got, want in zip(returns, expected, strict=True)
     )
     return ("passed" if right else "failed"), _hash(sandbox.canonical(probed))
+
+
+def _calls(problem: Problem, code: str, limits: Limits) -> Verdict:
+    """The tests of a data set: many and heavy, so each has the limits to itself, up to the first failure.
+
+    A tuple passes for a list, since what is expected was written as JSON, which has no tuples.
+    """
+    returned: list[sandbox.Return] = []
+    for call, expected in problem.tests:
+        ran = sandbox.call_function(problem.preamble + code, problem.entry_point, [call], limits)
+        if ran.status != "ok":
+            return ran.status, None
+        returned += ran.returns
+        got, want = ran.returns[0], ast.literal_eval(expected)
+        value = got.value if isinstance(got, sandbox.Returned) else Ellipsis
+        value = list(value) if isinstance(value, tuple) and isinstance(want, list) else value
+        if not sandbox.same(value, want):
+            return "failed", _hash(sandbox.canonical(returned))
+    return "passed", _hash(sandbox.canonical(returned))
+
+
+def _program(problem: Problem, code: str, limits: Limits) -> Verdict:
+    """A program's output on every case up to the first that is wrong.
+
+    A program may end itself by `sys.exit(0)`, as competition programs do: its output alone decides.
+    """
+    printed = []
+    for case in problem.cases:
+        room = max(limits.output_kib, OUTPUT_SLACK * len(case.stdout.encode()) >> 10)
+        ran = sandbox.run_program(code, stdin=case.stdin, limits=replace(limits, output_kib=room))
+        ended = ran.exit_code == 0
+        if not ended and ran.outcome != "failed":
+            return ran.outcome, None
+        printed.append((ran.exit_code, _tokens(ran.stdout)))
+        if not ended or not same_output(ran.stdout, case.stdout):
+            return "failed", _hash(repr(printed))
+    return "passed", _hash(repr(printed))
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Whether two outputs agree line by line in their words; decimal numbers agree by value.
+
+    Blank lines and spaces around are ignored. Source: what LiveCodeBench's judge tolerates.
+    """
+    lines, wanted = _tokens(printed), _tokens(expected)
+    return len(lines) == len(wanted) and all(
+        len(words) == len(others) and all(map(_same_token, words, others))
+        for words, others in zip(lines, wanted, strict=True)
+    )
+
+
+def _tokens(output: str) -> list[list[str]]:
+    return [line.split() for line in output.strip().split("\n")]
+
+
+def _same_token(word: str, other: str) -> bool:
+    if word == other:
+        return True
+    try:
+        value, wanted = Decimal(word), Decimal(other)
+    except InvalidOperation:
+        return False
+    return value.is_finite() and wanted.is_finite() and value == wanted
 
 
 def _shell(problem: Problem, command: str, limits: Limits) -> Verdict:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from ssd_loop.config import DataConfig
-from ssd_loop.errors import ConfigError
-from ssd_loop.problems import Problem, content_hash, load_panel, thin
+from ssd_loop.problems import Problem, content_hash, load_panel
+from ssd_loop.sources import load_tasks, select
 from ssd_loop.store import Input, sha256_json
 
 # Some templates print today's date (Llama 3); a fixed one keeps prompts equal from day to day.
+PINNED_DAY = datetime(2026, 1, 1)
 PINNED_DATE = "01 Jan 2026"
+
+# The thinking part of Qwen3 and DeepSeek-R1, as their templates write it.
+THINKING_OPENS, THINKING_CLOSES = "<think>\n", "\n</think>\n\n"
 
 # About 12,000 sampled tokens a round on the default model: a round stays short on two CPU cores.
 BUILT_IN_PROMPTS = 120
@@ -35,6 +39,30 @@ EXACT_MESSAGE = """\
 
 End your answer with the number alone."""
 
+STARTER_MESSAGE = """\
+{prompt}
+
+Complete the code below and keep its names. Answer with one Python code block that holds the complete code.
+
+```python
+{starter_code}
+```"""
+
+TASK_MESSAGE = """\
+{prompt}
+
+{named}Answer with one Python code block that holds the complete function."""
+NAMED = "Name the function `{entry_point}`. "
+
+STDIN_MESSAGE = """\
+{prompt}
+
+Write a complete Python program that reads standard input and prints to standard output. Answer with one \
+Python code block that holds the program."""
+
+# Wordings that came after the others: named in manifests where they are used.
+WORDING = {"function": (STARTER_MESSAGE, TASK_MESSAGE, NAMED), "stdin": (STDIN_MESSAGE,)}
+
 
 @dataclass(frozen=True)
 class Renderer:
@@ -43,49 +71,115 @@ class Renderer:
     Attributes:
         tokenizer: The model's tokenizer.
         system_prompt: System message, or None for what the template puts there itself.
+        template_settings: What the template is given besides, such as ``enable_thinking``.
     """
 
     tokenizer: Any
     system_prompt: str | None = None
+    template_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The rendered prompt, ready for the model's turn."""
-        encoded = self.tokenizer.apply_chat_template(
-            self._messages(message(problem)),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            date_string=PINNED_DATE,
-            strftime_now=lambda _format: PINNED_DATE,
-        )
+        encoded = self._render(self._messages(message(problem)), add_generation_prompt=True, tokenize=True)
         return tuple(encoded["input_ids"])
 
+    def response_ids(self, text: str, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """A human-written answer as the token ids of the model's turn, to follow `prompt_ids`.
+
+        What the template puts between the prompt and an answer without thinking comes first: nothing for
+        most models, the end of an opened thinking part, an empty one, or GPT-OSS's final channel. The stop
+        token with which the template closes an answer comes last.
+
+        Args:
+            text: The answer, which is taken as it stands.
+            stop_token_ids: Every token that ends a turn; the first is taken where the template closes with
+                none of them.
+        """
+        before, behind = self._around_an_answer
+        closing = [token for token in self._encode(behind) if token in stop_token_ids]
+        return (*self._encode(before), *self._encode(text), (closing or stop_token_ids)[0])
+
     def text(self, token_ids: Sequence[int], stop_token_ids: Sequence[int]) -> str:
-        """A completion as text, without the stop token that ended it."""
+        """A completion as text, without the stop token that ended it.
+
+        Where the prompt has opened the thinking part, the text begins with that opening: it alone tells an
+        answer from thinking that was cut before its end.
+        """
         ended = bool(token_ids) and token_ids[-1] in stop_token_ids
         kept = token_ids[:-1] if ended else token_ids
         text: str = self.tokenizer.decode(list(kept), skip_special_tokens=False)
-        return text
+        return THINKING_OPENS + text if self._opens_thinking and text.strip() else text
 
     def template_sha256(self) -> str:
         """Hash of the chat template and what it is given besides the task."""
-        template = self.tokenizer.get_chat_template()
-        return sha256_json([template, self.system_prompt, PINNED_DATE])
+        given = [self.tokenizer.get_chat_template(), self.system_prompt, PINNED_DATE]
+        return sha256_json([*given, dict(self.template_settings)] if self.template_settings else given)
 
     def _messages(self, content: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": content}]
 
+    def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            return_dict=True,
+            date_string=PINNED_DATE,
+            strftime_now=PINNED_DAY.strftime,
+            **options,
+            **self.template_settings,
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _prompt_example(self) -> str:
+        prompt: str = self._render(self._messages("Ready?"), add_generation_prompt=True, tokenize=False)
+        return prompt
+
+    @cached_property
+    def _opens_thinking(self) -> bool:
+        return self._prompt_example.endswith((THINKING_OPENS, THINKING_OPENS.rstrip()))
+
+    @cached_property
+    def _around_an_answer(self) -> tuple[str, str]:
+        """What the template writes between the prompt and an answer, and after the answer."""
+        answer = "Done."
+        messages = [*self._messages("Ready?"), {"role": "assistant", "content": answer}]
+        whole: str = self._render(messages, add_generation_prompt=False, tokenize=False)
+        before, _, behind = whole.rpartition(answer)
+        if before.startswith(self._prompt_example):
+            return before.removeprefix(self._prompt_example), behind
+        # Some templates open thinking for the model, but drop it from earlier answers (DeepSeek-R1).
+        return (THINKING_CLOSES if self._opens_thinking else ""), behind
+
 
 def message(problem: Problem) -> str:
     """What the user turn says."""
+    text = problem.prompt.strip()
+    if problem.template == "function":
+        return _function_message(problem)
+    if problem.template == "stdin":
+        return STDIN_MESSAGE.format(prompt=text)
+    if problem.template == "plain":
+        return problem.prompt
     if problem.kind == "check" or (problem.kind == "function" and not problem.source):
-        return FUNCTION_MESSAGE.format(prompt=problem.prompt)
+        code = problem.prompt if problem.prompt.endswith("\n") else problem.prompt + "\n"
+        return FUNCTION_MESSAGE.format(prompt=code)
     if problem.kind == "shell":
-        return SHELL_MESSAGE.format(prompt=problem.prompt.strip())
+        return SHELL_MESSAGE.format(prompt=text)
     if problem.kind == "exact":
-        return EXACT_MESSAGE.format(prompt=problem.prompt.strip())
+        return EXACT_MESSAGE.format(prompt=text)
     return problem.prompt
+
+
+def _function_message(problem: Problem) -> str:
+    text = problem.prompt.strip()
+    if problem.starter_code:
+        return STARTER_MESSAGE.format(prompt=text, starter_code=problem.starter_code.rstrip())
+    named = NAMED.format(entry_point=problem.entry_point) if problem.entry_point else ""
+    return TASK_MESSAGE.format(prompt=text, named=named)
 
 
 def content_input(problems: Sequence[Problem]) -> Input:
@@ -94,6 +188,8 @@ def content_input(problems: Sequence[Problem]) -> Input:
     The chat template is not in it: it is a file of the base model, which every manifest names.
     """
     wording = [FUNCTION_MESSAGE, SHELL_MESSAGE, EXACT_MESSAGE, PINNED_DATE]
+    for template in sorted({problem.template for problem in problems}):
+        wording += WORDING.get(template, ())
     return Input(sha256_json([content_hash(problems), wording]))
 
 
@@ -102,47 +198,8 @@ def load_prompts(config: DataConfig) -> tuple[Problem, ...]:
 
     Raises:
         ConfigError: the source cannot be read, or has no such column.
+        SsdLoopError: the source is on the Hub, which cannot be reached.
     """
     if config.source == "builtin":
-        return thin(load_panel("train"), config.limit or BUILT_IN_PROMPTS)
-    return thin(_from_jsonl(config), config.limit)
-
-
-def _from_jsonl(config: DataConfig) -> tuple[Problem, ...]:
-    path = Path(config.source)
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise ConfigError(
-            f"prompts.source = {config.source!r} is neither 'builtin' nor an existing .jsonl file"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    seen: dict[str, Problem] = {}
-    # Not splitlines: JSON strings may hold U+2028 and other separators as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        prompt = _jsonl_row(config, line, f"{path} line {number}")
-        if prompt.id in seen:
-            raise ConfigError(f"{path} line {number} repeats the id {prompt.id!r}; ids must differ")
-        seen[prompt.id] = prompt
-    if not seen:
-        raise ConfigError(f"{path} holds no prompts")
-    return tuple(seen.values())
-
-
-def _jsonl_row(config: DataConfig, line: str, where: str) -> Problem:
-    try:
-        row = json.loads(line)
-        text, name = row[config.prompt_column], str(row[config.id_column])
-    except ValueError:
-        raise ConfigError(f"{where} is not JSON; one object a line is expected") from None
-    except (KeyError, TypeError):
-        raise ConfigError(
-            f"{where} has no columns {config.prompt_column!r} and {config.id_column!r}; "
-            "set prompts.prompt_column and prompts.id_column"
-        ) from None
-    if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"{where} has an empty prompt")
-    return Problem(panel="train", id=name, kind="text", prompt=text)
+        return select(load_panel("train"), config.limit or BUILT_IN_PROMPTS, config.seed)
+    return load_tasks(config, "train", "prompts")

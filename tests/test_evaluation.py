@@ -7,13 +7,14 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ssd_loop import evaluation
-from ssd_loop.config import EvaluateConfig, SandboxConfig
-from ssd_loop.errors import BadArtifactError
+from ssd_loop.config import EvaluateConfig, MonitorConfig, SandboxConfig
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.evaluation import (
     distinct_at_m,
     estimate,
@@ -28,9 +29,12 @@ from ssd_loop.evaluation import (
     reference_texts,
     sample_counts,
 )
+from ssd_loop.judging import judge_all
+from ssd_loop.monitors import guards, rule
 from ssd_loop.problems import load_panel
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Result, Sample, read_rows
+from ssd_loop.sandbox import Limits
 from tests import tiny
 from tests.rows import ScriptedEngine, fenced, function, result, sample
 
@@ -270,3 +274,66 @@ def test_a_torn_report_is_named(tmp_path: Path, text: str | None) -> None:
         (tmp_path / "report.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BadArtifactError, match=r"report\.json"):
         read_report(tmp_path)
+
+
+ECHO = {"prompt": "Echo the input.", "tests": [{"input": "1", "output": "1"}, {"input": "2", "output": "2"}]}
+
+
+def sourced(folder: Path, rows: list[dict[str, Any]], checker: str, **settings: Any) -> EvaluateConfig:
+    path = folder / f"{checker}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": str(path), "columns": {"tests": "tests"}, "checker": checker}
+    return EvaluateConfig.model_validate({"panels": ["heldout"], "sources": {"heldout": source}, **settings})
+
+
+def test_a_panel_can_come_from_anywhere_and_is_thinned_too(tmp_path: Path) -> None:
+    rows = [{**ECHO, "prompt": f"Echo {number}."} for number in range(20)]
+    config = sourced(tmp_path, rows, "stdin", limit=5)
+    problems = panel_problems(config, "heldout")
+    assert [(p.panel, p.kind) for p in problems] == [("heldout", "stdin")] * 5
+    assert panel_problems(EvaluateConfig(), "heldout") == panel_problems(EvaluateConfig(limit=60), "heldout")
+    assert problem_inputs(config)["heldout"] != problem_inputs(EvaluateConfig())["heldout"]
+
+
+def test_a_broken_panel_is_named_by_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"check evaluate\.sources\.heldout or mend"):
+        panel_problems(sourced(tmp_path, [{"prompt": "Echo.", "tests": 5}], "stdin"), "heldout")
+
+
+def report_of(config: EvaluateConfig, answers: list[str]) -> dict[str, Any]:
+    """A report as a round writes it, of a panel with one problem."""
+    (problem,) = panel_problems(config, "heldout")
+    rows = [
+        sample(text, panel="heldout", prompt_id=problem.id, sample_index=i) for i, text in enumerate(answers)
+    ]
+    results = judge_all([(problem, row) for row in rows], limits=Limits(), workers=2, execute=True)
+    panel = panel_report([problem], rows, results, config)
+    return {
+        "panels": {"heldout": panel},
+        "reference": {"nll": {"mean": 1.0}, "perplexity": 2.7, "per_text": {}},
+    }
+
+
+def test_programs_are_code_and_have_diversity_and_a_guard(tmp_path: Path) -> None:
+    config = sourced(tmp_path, [ECHO], "stdin", samples_per_problem=3)
+    answers = [fenced("print(input())"), fenced("x = input()\nprint(x)"), fenced("print(")]
+    report = report_of(config, answers)
+    panel = report["panels"]["heldout"]
+    assert panel["pass_at"]["1"]["mean"] == pytest.approx(2 / 3)
+    assert panel["unparsable_share"] == pytest.approx(1 / 3)
+    assert panel["diversity"]["distinct"]["mean"] == pytest.approx(2.0)
+    assert set(guards.readings(report, report, MonitorConfig())) == {
+        "heldout_truncated_share",
+        "heldout_unparsable_share",
+    }
+
+
+def test_the_monitors_go_without_a_guard_on_code_where_answers_are_numbers(tmp_path: Path) -> None:
+    config = sourced(tmp_path, [{"prompt": "2 + 5?", "tests": 7}], "exact")
+    before, now = report_of(config, ["7", "It is 7."]), report_of(config, ["7", "8"])
+    assert now["panels"]["heldout"]["passed"] == {panel_problems(config, "heldout")[0].id: [1, 2]}
+    decision = rule.decide([before, now], MonitorConfig())
+    assert "heldout_truncated_share" in decision.monitors
+    assert "heldout_unparsable_share" not in decision.monitors
+    assert decision.verdict == "continue"
+    assert headline(now)["heldout_pass_at_1"] == 0.5

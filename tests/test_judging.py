@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssd_loop.judging import answer_of, judge, judge_all, running
+from ssd_loop.judging import answer_of, judge, judge_all, running, same_output
 from ssd_loop.problems import Case, Problem, load_panel
 from ssd_loop.records import Result
 from ssd_loop.sandbox import Limits
@@ -31,6 +31,16 @@ CHECK = Problem(
     preamble="import math\n",
     check="def check(candidate):\n    assert candidate(9) == 3\n    assert candidate(2) == math.sqrt(2)\n",
 )
+
+
+ADD = Problem(
+    panel="heldout",
+    id="add",
+    kind="stdin",
+    prompt="Add the numbers.",
+    cases=(Case({}, "3\n", "1 2\n"), Case({}, "", ""), Case({}, "5.0 \n", "5\n")),
+)
+CALLS = function("up", tests=(("up([1])", "[2]"), ("up([])", "[]"), ("up([0, 0])", "[1, 1]")))
 
 
 def exact(answer: str) -> Problem:
@@ -121,6 +131,97 @@ def test_a_shell_answer_prints_what_every_case_expects(command: str, outcome: st
     assert verdict(COUNT, command)[0] == outcome
 
 
+SUMS = "import sys\nfor line in sys.stdin:\n    print(sum(map(int, line.split())))\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        (SUMS, "passed"),
+        (SUMS + "sys.exit(0)\n", "passed"),
+        (SUMS + "import os\nsys.stdout.flush()\nos._exit(0)\n", "passed"),
+        (SUMS + "sys.exit(1)\n", "failed"),
+        ("import sys\nprint(sum(map(int, sys.stdin.read().split())))\n", "failed"),
+        ("print(sum(map(int, input().split())))\n", "failed"),
+        ("", "failed"),
+        ("print(3", "failed"),
+        (SUMS + "import os\nsys.stdout.flush()\nos.kill(os.getpid(), 9)\n", "crashed"),
+        (SUMS + "sys.stdout.flush()\nwhile True: pass\n", "timeout"),
+    ],
+)
+def test_a_program_prints_what_every_case_expects(code: str, outcome: str) -> None:
+    assert verdict(ADD, code)[0] == outcome
+
+
+def test_a_program_behaves_by_what_it_prints_up_to_its_first_mistake() -> None:
+    padded, largest, smallest = (
+        SUMS.replace("print(sum(", new) for new in ("print('', sum(", "print(max(", "print(min(")
+    )
+    codes = (SUMS, padded, largest, "print(2)\n", smallest)
+    behaviours = [verdict(ADD, code)[1] for code in codes]
+    assert None not in behaviours
+    assert behaviours[0] == behaviours[1] != behaviours[2]
+    assert behaviours[2] == behaviours[3] != behaviours[4]
+    assert verdict(ADD, "while True: pass")[1] is None
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("1 2\n3\n", "1 2\n3", True),
+        ("1 2  \n3\n\n\n", "1 2\n3", True),
+        ("1 2\r\n3", "1 2\n3", True),
+        ("0.50", "0.5", True),
+        ("1e3 -0", "1000 0.0", True),
+        ("YES", "YES\n", True),
+        ("", "\n", True),
+        ("1 2 3", "1 2\n3", False),
+        ("1\n\n2", "1\n2", False),
+        ("0.5000001", "0.5", False),
+        ("yes", "YES", False),
+        ("1", "", False),
+        ("sNaN", "1", False),
+        ("NaN", "nan", False),
+        ("1 2", "1 2 3", False),
+    ],
+)
+def test_which_outputs_agree(printed: str, expected: str, same: bool) -> None:
+    assert same_output(printed, expected) is same
+    assert same_output(expected, printed) is same
+
+
+def test_a_program_may_print_as_much_as_is_expected() -> None:
+    lines = "".join(f"{number:09}\n" for number in range(60_000))  # 600 KB
+    problem = Problem(panel="heldout", id="p", kind="stdin", prompt="", cases=(Case({}, lines, "60000"),))
+    program = "print(''.join('%09d\\n' % i for i in range(int(input()))))"
+    assert verdict(problem, program)[0] == "passed"
+    assert verdict(problem, "while True: print('1' * 1000)")[0] == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("def up(x):\n    return [n + 1 for n in x]\n", "passed"),
+        ("def up(x):\n    return tuple(n + 1 for n in x)\n", "passed"),
+        ("def up(x):\n    return [n + 1 for n in x] or None\n", "failed"),
+        ("def up(x):\n    return {n + 1 for n in x}\n", "failed"),
+        ("def up(x):\n    return [n + 1 for n in x] if x else 1 / 0\n", "failed"),
+        ("def up(x):\n    while not x: pass\n    return [2]\n", "timeout"),
+        ("def down(x):\n    return x\n", "crashed"),
+    ],
+)
+def test_a_function_without_probes_is_judged_test_by_test(code: str, outcome: str) -> None:
+    assert verdict(CALLS, code)[0] == outcome
+
+
+def test_each_test_of_a_function_without_probes_has_the_limits_to_itself() -> None:
+    slow = "import time\ndef up(x):\n    end = time.process_time() + 0.5\n"
+    slow += "    while time.process_time() < end: pass\n    return [n + 1 for n in x]\n"
+    outcome, behaviour = verdict(CALLS, slow)
+    assert outcome == "passed"
+    assert behaviour not in (None, verdict(CALLS, "def up(x):\n    return x\n")[1])
+
+
 @pytest.mark.parametrize(
     ("text", "answer", "outcome"),
     [
@@ -201,3 +302,24 @@ def test_running_asks_only_whether_the_calls_return() -> None:
     words = Problem(panel="train", id="words", kind="text", prompt="Say it.")
     ran = running(rows, {"double": numbers, "words": words}, limits=LIMITS, workers=2)
     assert ran == {("double", 0), ("double", 1)}
+
+
+def test_a_program_runs_if_it_ends_on_the_sample_input() -> None:
+    codes = [
+        "print(int(input().split()[1]))",
+        "import sys\nsys.exit(0)",
+        "print(1 / 0)",
+        "import sys\nsys.exit(1)",
+    ]
+    rows = [sample(fenced(code), prompt_id="add", sample_index=i) for i, code in enumerate(codes)]
+    ran = running(rows, {"add": ADD}, limits=LIMITS, workers=2)
+    assert ran == {("add", 0), ("add", 1)}
+
+
+def test_without_probes_a_test_is_called_and_without_tests_the_answer_is_loaded() -> None:
+    loads = ["def root(x):\n    return 1 / 0\n", "def other(x):\n    return 1\n", "def root(x):\n"]
+    calls = ["def up(x):\n    return x[0]\n", "def up(x):\n    return x[1]\n"]
+    rows = [sample(fenced(code), prompt_id="check", sample_index=i) for i, code in enumerate(loads)]
+    rows += [sample(fenced(code), prompt_id="up", sample_index=i) for i, code in enumerate(calls)]
+    ran = running(rows, {"check": CHECK, "up": CALLS}, limits=LIMITS, workers=2)
+    assert ran == {("check", 0), ("up", 0)}

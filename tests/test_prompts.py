@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from ssd_loop import prompts
 from ssd_loop.config import DataConfig
 from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem, load_panel
@@ -41,6 +42,26 @@ def test_the_other_kinds_say_what_the_answer_looks_like() -> None:
 @pytest.mark.parametrize("kind", ["text", "function"])
 def test_a_task_in_words_is_said_as_it_stands(kind: str) -> None:
     assert message(problem(kind, "Repair {this}:\n", source="x = 1")) == "Repair {this}:\n"
+
+
+def test_a_template_words_the_task_whatever_its_kind() -> None:
+    task = {"prompt": "Add {them}.\n", "starter_code": "def add(a, b):\n    ", "entry_point": "add"}
+    starter = message(problem("text", template="function", **task))
+    assert starter.startswith("Add {them}.\n\nComplete the code")
+    assert starter.endswith("```python\ndef add(a, b):\n```")
+    named = message(problem("check", template="function", **{**task, "starter_code": ""}))
+    assert "Name the function `add`." in named
+    assert "```" not in named
+    unnamed = message(problem("text", template="function", prompt="Add {them}."))
+    assert unnamed == named.replace("Name the function `add`. ", "")
+    program = message(problem("stdin", template="stdin", **task))
+    assert program.startswith("Add {them}.\n\n")
+    assert "standard input" in program
+    assert message(problem("exact", template="plain", **task)) == "Add {them}.\n"
+
+
+def test_code_that_ends_without_a_line_end_is_closed_by_a_fence_on_its_own_line() -> None:
+    assert message(problem("check", "def f(x):\n    '''Up.'''")).endswith("    '''Up.'''\n```")
 
 
 def test_braces_in_a_task_are_kept() -> None:
@@ -106,6 +127,31 @@ def test_prompt_inputs_are_named_by_content() -> None:
     assert content_input(one) != content_input([function("f"), function("g", tests=(("g(1)", "1"),))])
 
 
+@pytest.mark.parametrize(
+    ("panel", "fingerprint"),
+    [
+        ("train", "a9f51d6de3abc955857a95a46da8d25b5153209f8c2ac2ad95cf9d1c576d083f"),
+        ("probe", "667ddb096cc158a8eb351f70dd71342ffe4fa60d80e76802dc3b62e8efce883d"),
+        ("heldout", "430ce8d61499621e8f13874a356021d1512bd8a70726fee4deac68335688506c"),
+        ("ood", "052a157a64be484c33456f7defdc60f1b9bae2547b0ad02b1af3aa118cc5812a"),
+        ("report", "773c9782914152809e38e7898dab018d65446a8897c4522895233cb8fe7f486a"),
+    ],
+)
+def test_the_built_in_panels_keep_their_fingerprints(panel: str, fingerprint: str) -> None:
+    """A change makes every finished run stale: only with a decision record."""
+    assert content_input(load_panel(panel)).fingerprint == fingerprint
+
+
+def test_the_words_around_a_task_are_in_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = ["", "function", "stdin", "plain"]
+    tasks = {template: [problem("text", "Do it.", template=template)] for template in templates}
+    before = {template: content_input(tasks[template]) for template in templates}
+    assert len(set(before.values())) == 4
+    monkeypatch.setitem(prompts.WORDING, "stdin", ("Other words.",))
+    changed = [template for template in templates if content_input(tasks[template]) != before[template]]
+    assert changed == ["stdin"]
+
+
 def written(folder: Path, text: str | bytes) -> DataConfig:
     path = folder / "mine.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -146,6 +192,7 @@ def test_line_separators_inside_a_prompt_do_not_end_the_line(tmp_path: Path) -> 
         ('{"id": 2, "prompt": 5}', "line 2 has an empty prompt"),
         ('{"id": 2, "prompt": null}', "line 2 has an empty prompt"),
         ('{"id": 1, "prompt": "again"}', "line 2 repeats the id '1'"),
+        ('{"id": null, "prompt": "again"}', "line 2 has an empty id"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file(tmp_path: Path, second: str, said: str) -> None:
@@ -179,3 +226,9 @@ def test_the_built_in_prompts_are_the_train_panel() -> None:
     few = load_prompts(DataConfig(limit=3))
     assert [prompt for prompt in load_panel("train") if prompt in few] == list(few)
     assert len({prompt.tier for prompt in few}) == 3
+
+
+def test_a_seed_draws_the_built_in_prompts() -> None:
+    drawn = load_prompts(DataConfig(limit=5, seed=1))
+    assert len(drawn) == 5
+    assert drawn == load_prompts(DataConfig(limit=5, seed=1)) != load_prompts(DataConfig(limit=5))

@@ -14,17 +14,18 @@ def readings(
 ) -> dict[str, Reading]:
     """Share of held-out answers cut by length, and share without a program that parses.
 
-    A guard speaks only where the model got worse than it was at round 0.
+    A guard speaks only where the model got worse than it was at round 0, and there is none for what the
+    panel does not tell, such as code where answers are numbers.
     """
+    before, now = baseline["panels"]["heldout"], current["panels"]["heldout"]
     limits = {
         "truncated_share": config.truncated_limit,
         "unparsable_share": config.unparsable_limit,
     }
     return {
-        f"heldout_{name}": _reading(
-            baseline["panels"]["heldout"][name], current["panels"]["heldout"][name], limit
-        )
+        f"heldout_{name}": _reading(before[name], now[name], limit)
         for name, limit in limits.items()
+        if name in before and name in now
     }
 
 

@@ -1,4 +1,4 @@
-"""The built-in problems, written for this project, and HumanEval as the untouched report panel.
+"""What a problem is; the built-in ones, written for this project; HumanEval as the untouched report panel.
 
 Panels are disjoint: ``train`` gives the prompts, ``probe`` measures diversity and errors, ``heldout``
 decides, ``ood`` is not Python function writing, ``report`` is HumanEval.
@@ -20,15 +20,17 @@ import yaml
 from ssd_loop.errors import ConfigError
 from ssd_loop.store import sha256_json
 
-Kind = Literal["function", "check", "exact", "shell", "text"]
+Kind = Literal["function", "check", "stdin", "exact", "shell", "text"]
+Wording = Literal["", "plain", "function", "stdin"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of a shell one-liner: the files it finds and what it must print."""
+    """One run of a shell one-liner or a program: the files and the input it finds, and what it must print."""
 
     files: dict[str, str]
     stdout: str
+    stdin: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class Problem:
     """One task and the means to judge an answer.
 
     Attributes:
-        kind: function: called and compared with `tests`; check: HumanEval's ``check(candidate)``;
-            exact: last number of the answer; shell: printed output of `cases`; text: never judged.
-        prompt: What the model is asked: code for function and check, else a message.
+        kind: function: called and compared with `tests`; check: HumanEval's ``check(candidate)``; stdin: a
+            program, printed output of `cases`; exact: last number of the answer; shell: a command, printed
+            output of `cases`; text: never judged.
+        prompt: What the model is asked: code for function and check without a `template`, else a message.
         preamble: Imports and helpers that the prompt gives and an answer may leave out.
         tests: Hidden pairs of a call and its expected result, as Python source.
         probes: Calls without an expected result, whose results are the answer's behaviour.
         check: Source of ``check(candidate)``.
+        cases: Runs of a shell command or a program; the first is the sample.
+        starter_code: Code that the answer completes, shown beside the prompt.
+        template: Wording around the prompt where it is not the one that goes with `kind`.
     """
 
     panel: str
@@ -59,6 +65,12 @@ class Problem:
     check: str = ""
     answer: str = ""
     cases: tuple[Case, ...] = ()
+    starter_code: str = ""
+    template: Wording = ""
+
+
+# Fields that came later: left out of hashes while they are empty, so that old hashes stand.
+LATER = ("starter_code", "template")
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,13 @@ def thin(problems: Sequence[Problem], limit: int | None) -> tuple[Problem, ...]:
 
 def content_hash(problems: Sequence[Problem]) -> str:
     """Hash of everything that the problems say."""
-    return sha256_json([asdict(problem) for problem in problems])
+    return sha256_json([_said(problem) for problem in problems])
+
+
+def _said(problem: Problem) -> dict[str, Any]:
+    said = {name: value for name, value in asdict(problem).items() if value or name not in LATER}
+    said["cases"] = [{k: v for k, v in case.items() if v or k != "stdin"} for case in said["cases"]]
+    return said
 
 
 def load_reference() -> tuple[ReferenceText, ...]:
@@ -151,8 +169,8 @@ def preamble_of(prompt: str, entry_point: str) -> str:
     """
     try:
         tree = ast.parse(prompt)
-    except SyntaxError:  # a signature without a docstring has no body yet
-        tree = ast.parse(prompt + "\n    pass\n")
+    except SyntaxError:  # a signature, of a method perhaps, without a docstring has no body yet
+        tree = ast.parse(f"{prompt}\n{' ' * 12}pass\n")
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for node in reversed(tree.body):
         if isinstance(node, kinds) and node.name == entry_point:
