@@ -154,11 +154,10 @@ def evaluate(run: Run, n: int, model: Model, baseline: Finished | None) -> Finis
     inputs = {"model": model.source, **evaluation.problem_inputs(config)}
     if baseline:
         inputs["baseline"] = baseline.as_input
-    settings = evaluation_settings(run.bench)
-    done = step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
-    if baseline is None:
+    else:
         weights.write_composition(run, n, ())
-    return done
+    settings = evaluation_settings(run.bench)
+    return step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
 
 
 def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
@@ -275,6 +274,4 @@ def drawing_settings(bench: Workbench) -> dict[str, Any]:
 def templating(bench: Workbench) -> dict[str, Any]:
     """What the chat template is given besides the task."""
     model = bench.config.model
-    more = {"enable_thinking": model.enable_thinking, "reasoning_effort": model.reasoning_effort}
-    given = {name: value for name, value in more.items() if value is not None}
-    return {"system_prompt": model.system_prompt} | given
+    return {"system_prompt": model.system_prompt} | model.template_settings()

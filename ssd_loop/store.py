@@ -310,13 +310,13 @@ def _publish(partial: Path, folder: Path) -> Finished:
 def prune(stage: Finished, names: Collection[str]) -> None:
     """Delete some of a published folder's files and leave its manifest, and a note that says which.
 
-    The note is on disk before the first file goes, so a missing file is never mistaken for damage.
+    The note is on disk before the first file goes, so a missing file is never mistaken for damage. Pruning
+    again deletes what an interrupted pruning left.
     """
-    if pruned(stage):
-        return
-    write_json(stage.path / PRUNED, {"files": sorted(names)})
+    if not pruned(stage):
+        write_json(stage.path / PRUNED, {"files": sorted(names)})
     for name in names:
-        (stage.path / name).unlink()
+        (stage.path / name).unlink(missing_ok=True)
     sync(stage.path)
     _trusted.discard(stage.path.resolve())
 
@@ -381,13 +381,17 @@ def copy_finished(stage: Finished, folder: Path) -> Finished:
                 f"{folder} is there already and is no copy of {stage.path}; choose a new --run"
             )
         return there
-    checked(stage)
     partial = folder.with_name(folder.name + ".partial")
     _remove(partial)
-    for name in (*stage.manifest.outputs, MANIFEST):
-        target = partial / name
+    hashes = {name: recorded["sha256"] for name, recorded in stage.manifest.outputs.items()}
+    for name, sha256 in {**hashes, MANIFEST: stage.manifest_sha256}.items():
+        source, target = stage.path / name, partial / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(stage.path / name, target)
+        if source.is_file():
+            shutil.copyfile(source, target)
+        # The copy is hashed, not the original: that finds damage of either.
+        if not target.is_file() or sha256_file(target) != sha256:
+            raise BadArtifactError(f"{source} is missing or was altered; restore it")
         sync(target)
     return _publish(partial, folder)
 

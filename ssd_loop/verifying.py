@@ -166,10 +166,11 @@ def _compositions(place: Place) -> Iterator[tuple[Path, str]]:
     """Compositions that were altered, or that name another base or adapters that are not here."""
     about = _about(place)
     base = about["base_model"]["content_hash"] if about else None
-    for folder in sorted(place.weights.glob("round_*")):
+    for n in place.known_rounds():
+        folder = place.checkpoint(n)
         path = folder / COMPOSITION
         if not path.is_file():
-            if (place.stage(round_of(folder) or 0, "merge")).exists():
+            if place.stage(n, "merge" if n else "evaluate").exists():
                 yield path, "is missing"
             continue
         try:

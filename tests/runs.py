@@ -33,7 +33,7 @@ def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:
         "engine": {"name": engine, "max_model_len": 1024},
     }
     for section, values in sections.items():
-        config[section] = {**config[section], **values} if isinstance(values, dict) else values
+        config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -343,3 +343,68 @@ def test_an_adapter_with_a_file_missing_is_refused(tiny_llama: Path, tmp_path: P
     (adapter / missing).unlink()
     with pytest.raises(BadArtifactError, match=f"has no {missing}"):
         merged_into(tmp_path / "merged", tiny_llama, [adapter])
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 6, 4097])
+def test_noise_may_begin_anywhere(start: int) -> None:
+    assert noise("w", 50, start).tolist() == noise("w", start + 50)[start:].tolist()
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_rounding_in_parts_is_rounding_whole(rounding: Rounding) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(7, 13)
+    parts = [rounded(values[r : r + 2], torch.bfloat16, "w", rounding, start=13 * r) for r in range(0, 7, 2)]
+    assert torch.equal(torch.cat(parts), rounded(values, torch.bfloat16, "w", rounding))
+
+
+def test_a_tensor_larger_than_a_block_is_merged_in_parts(
+    rounds: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapters = rounds
+    monkeypatch.setattr("ssd_loop.merging.BLOCK_ELEMENTS", 500)  # some ten rows of a weight
+    exact, before = peft_sum(base, adapters), weights(base)
+    for name, tensor in weights(merged_into(tmp_path / "parts", base, adapters, "nearest")).items():
+        if "_proj" not in name:
+            assert torch.equal(tensor, before[name]), name
+        else:
+            torch.testing.assert_close(tensor.float(), exact[name], rtol=2.0**-8, atol=1e-6)
+
+
+def test_an_adapter_counts_with_its_weight(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = hand_made(tmp_path / "adapter", q_proj_factors())
+    half = hand_made(tmp_path / "half", q_proj_factors(), lora_alpha=2)
+    out, other = tmp_path / "out", tmp_path / "other"
+    out.mkdir()
+    other.mkdir()
+    merge("stochastic", base_dir=tiny_llama, terms=[Term(adapter, 0.5)], out=out)
+    merge("stochastic", base_dir=tiny_llama, terms=[Term(half)], out=other)
+    assert torch.equal(weights(out)[f"{Q_PROJ}.weight"], weights(other)[f"{Q_PROJ}.weight"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "grown", "header"])
+def test_a_base_file_of_another_length_is_refused(tmp_path: Path, damage: str) -> None:
+    base = tiny.build("llama", tmp_path / "base")
+    file = base / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[:-10], "grown": data + b"x", "header": data[:8] + b"?" + data[9:]}[damage])
+    with pytest.raises(BadArtifactError, match=r"model\.safetensors.*fetch it again"):
+        merged_into(tmp_path / "merged", base, [])
+
+
+def test_a_base_without_generation_config_gets_its_stop_tokens_written(tmp_path: Path) -> None:
+    base = tiny.build("llama", tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    out = merged_into(tmp_path / "merged", base, [])
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written["eos_token_id"]
+    assert "generation_config.json" not in {file.name for file in base.iterdir()}
+
+
+def test_tied_embeddings_stay_tied(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = merged_into(tmp_path / "merged", tiny_llama, [peft_adapter(tiny_llama, tmp_path / "adapter", 1)])
+    assert "lm_head.weight" not in weights(out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

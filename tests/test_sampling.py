@@ -120,6 +120,7 @@ def test_the_stage_writes_its_samples_and_counts(renderer: Renderer, tmp_path: P
         engine=ScriptedEngine(),
         renderer=renderer,
         stop_token_ids=STOPS,
+        policy_round=1,
         round_index=2,
         out=tmp_path,
     )

@@ -64,8 +64,8 @@ def stage(folder: Path, name: str, n: int, work: Callable[[Path], Metrics]) -> N
 def root(tmp_path: Path) -> Path:
     """A run with round 0, a finished round 1 without weights, and a round 2 that was killed."""
     folder = tmp_path / "rounds" / "mine"
-    about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "transformers"}
-    store.write_json(folder / "run.json", about)
+    about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "transformers", "config": {}}
+    store.write_sealed(folder / "run.json", about)
     with costs.timed(folder, 0, "evaluate"):
         stage(folder / "round_000" / "evaluate", "evaluate", 0, measured)
     stage(folder / "round_001" / "filter", "filter", 1, counted)
@@ -120,8 +120,8 @@ def test_the_tables_show_the_numbers(root: Path) -> None:
 
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
-    about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "vllm"}
-    store.write_json(tmp_path / "rounds" / "new" / "run.json", about)
+    about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "vllm", "config": {}}
+    store.write_sealed(tmp_path / "rounds" / "new" / "run.json", about)
     text = io.StringIO()
     status.show(status.read(tmp_path, "new"), Console(file=text, width=200))
     assert "not decided yet" in text.getvalue()
@@ -146,7 +146,7 @@ def test_the_command_prints_json_and_needs_no_name_for_the_only_run(
 def test_several_runs_need_a_name(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.write_json(root / "rounds" / "other" / "run.json", {})
+    store.write_sealed(root / "rounds" / "other" / "run.json", {})
     monkeypatch.chdir(root)
     assert main(["status"]) == 2
     assert capsys.readouterr().err.endswith("mine, other\n")
