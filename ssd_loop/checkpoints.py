@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import composition, store
+from ssd_loop import composition, durable, store
 from ssd_loop.composition import COMPOSITION, Composition
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences, load
@@ -44,7 +44,7 @@ class Origin:
     def identity(self) -> dict[str, Any]:
         """What tells this origin from another, wherever either is kept."""
         path = self.place.checkpoint(self.round) / COMPOSITION
-        return {"run": self.place.run, "round": self.round, "composition_sha256": store.sha256_file(path)}
+        return {"run": self.place.run, "round": self.round, "composition_sha256": durable.sha256_file(path)}
 
     def is_in(self, root: Path, run: str) -> bool:
         """Whether that run is the very one that this round belongs to."""

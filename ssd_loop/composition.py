@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import store
+from ssd_loop import durable, store
 from ssd_loop.config import RunConfig, Section
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.models import ResolvedModel
@@ -98,7 +98,7 @@ def write(round_folder: Path, content: Composition) -> None:
         old = read(round_folder)
         if (old.base, old.rounding, old.adapters) == (content.base, content.rounding, content.adapters):
             return
-    store.write_sealed(round_folder / COMPOSITION, asdict(content))
+    durable.write_sealed(round_folder / COMPOSITION, asdict(content))
 
 
 def read(round_folder: Path) -> Composition:
@@ -111,7 +111,7 @@ def read(round_folder: Path) -> Composition:
     path = round_folder / COMPOSITION
     if not path.is_file():
         raise ConfigError(f"{round_folder} is no checkpoint: it has no {COMPOSITION}; name a round's folder")
-    data, _ = store.read_sealed(path, "restore it from a copy")
+    data, _ = durable.read_sealed(path, "restore it from a copy")
     try:
         parts = tuple(Part(**part) for part in data.pop("adapters"))
         return Composition(base=Base(**data.pop("base")), adapters=parts, **data)

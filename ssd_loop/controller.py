@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling, store, training, weights
+from ssd_loop import (
+    durable,
+    evaluation,
+    filtering,
+    judging,
+    mixing,
+    progress,
+    sampling,
+    store,
+    training,
+    weights,
+)
 from ssd_loop.monitors import rule
 from ssd_loop.place import BEST, CONTINUED, Place, round_name
 from ssd_loop.prompts import content_input
@@ -227,7 +238,7 @@ def monitor(run: Run, n: int, history: Sequence[Finished]) -> rule.Decision:
         for done in history:
             reports[done.manifest.round] = evaluation.read_report(store.checked(done))
         decision = rule.decide(reports, run.config.monitor)
-        store.write_json(out / rule.DECISION, decision.to_json())
+        durable.write_json(out / rule.DECISION, decision.to_json())
         return rule.summary(decision)
 
     inputs = {f"evaluate_{done.manifest.round:03d}": done.as_input for done in history}
@@ -238,7 +249,7 @@ def monitor(run: Run, n: int, history: Sequence[Finished]) -> rule.Decision:
         best = decision.best_round
         if best <= run.start:
             weights.ready(run, weights.handed_over(run, best, history[0]))  # may be a composition only
-        store.point_link(run.place.weights / BEST, round_name(best))
+        durable.point_link(run.place.weights / BEST, round_name(best))
         weights.prune(run, best)
     return decision
 
@@ -251,7 +262,7 @@ def obeys(run: Run, decision: rule.Decision) -> bool:
     if decision.round in passed:
         return False
     if run.goes_past_stops:
-        store.write_sealed(run.place.folder / CONTINUED, {"past_stops": sorted({*passed, decision.round})})
+        durable.write_sealed(run.place.folder / CONTINUED, {"past_stops": sorted({*passed, decision.round})})
         progress.say(f"round {decision.round}: the monitors say stop ({decision.kind}); told to go on")
         return False
     return True
@@ -262,7 +273,7 @@ def passed_stops(place: Place) -> list[int]:
     path = place.folder / CONTINUED
     if not path.is_file():
         return []
-    found: list[int] = store.read_sealed(path, "delete it to obey all stops")[0]["past_stops"]
+    found: list[int] = durable.read_sealed(path, "delete it to obey all stops")[0]["past_stops"]
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop.store import append_jsonl
+from ssd_loop.durable import append_jsonl
 
 COSTS = "costs.jsonl"
 DEVICES = 1  # one CPU or one GPU, held for as long as a stage runs

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
+from ssd_loop.durable import write_json
 from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.judging import judge_all, limits_of
@@ -22,7 +23,7 @@ from ssd_loop.prompts import Renderer, content_input
 from ssd_loop.records import Result, Sample, write_rows
 from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
 from ssd_loop.sources import load_tasks
-from ssd_loop.store import Input, Metrics, write_json
+from ssd_loop.store import Input, Metrics
 
 STAGE_VERSION = 1
 RESULTS, REPORT, REFERENCE = "results.parquet", "report.json", "reference.json"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import checkpoints, composition, evaluation, lora, merging, models, store
+from ssd_loop import checkpoints, composition, durable, evaluation, lora, merging, models, store
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config_file import differences, load
 from ssd_loop.errors import BadArtifactError, ConfigError
@@ -42,7 +42,7 @@ def export_merged(origin: Origin, out: Path, base_name: str | None) -> None:
             base = _base(origin, base_name)
             merging.merge(origin.content.rounding, base_dir=base, terms=checked_terms(terms), out=folder)
             for name, recorded in (merged.manifest.outputs if merged else {}).items():
-                if store.sha256_file(folder / name) != recorded["sha256"]:
+                if durable.sha256_file(folder / name) != recorded["sha256"]:
                     raise BadArtifactError(
                         f"{name} was rebuilt and differs from its recorded hash: another machine or library "
                         f"version; fork {origin.name} under a new --run to use weights built here"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,9 @@ def measure(
 ) -> Slope:
     """The slope over all tokens of `texts`, which are of one length."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype="auto", trust_remote_code=False, use_safetensors=True
-    )
-    model = model.to(device).eval()
+    base = _base_logprobs(base_dir, tuple(map(tuple, texts)), device)
+    model = _loaded(base_dir, device)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tokens = torch.tensor(texts, device=device)  # (texts, T)
     with opened(terms, shapes) as parts, _written(merged_dir) as written:
@@ -113,10 +111,29 @@ def measure(
         def merged(name: str, stored: Any) -> Any:
             return written(name).float().to(stored.device) if name in parts else stored.float()
 
-        base = logprobs(model, tokens, lambda _name, stored: stored.float())
         wanted = logprobs(model, tokens, exact) - base
         got = logprobs(model, tokens, merged) - base
     return slope(wanted.double().cpu(), got.double().cpu())
+
+
+def _loaded(base_dir: Path, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        base_dir, dtype="auto", trust_remote_code=False, use_safetensors=True
+    )
+    return model.to(device).eval()
+
+
+@lru_cache(maxsize=1)
+def _base_logprobs(base_dir: Path, texts: tuple[tuple[int, ...], ...], device: str) -> Any:
+    """Log-probs of the base, the same in every round of a process: (texts, T - 1) in float32."""
+    import torch
+
+    tokens = torch.tensor(texts, device=device)
+    return logprobs(_loaded(base_dir, device), tokens, lambda _name, stored: stored.float())
 
 
 def slope(wanted: Any, got: Any) -> Slope:

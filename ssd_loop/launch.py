@@ -16,6 +16,7 @@ from ssd_loop import (
     checkpoints,
     composition,
     controller,
+    durable,
     engines,
     evaluation,
     models,
@@ -91,7 +92,7 @@ def launch(
             about = _describe(config, bench, base_hash)
             if origin is not None:
                 about |= _take_over(origin, place, config, panels)
-            store.write_sealed(place.folder / RUN_FILE, about)
+            durable.write_sealed(place.folder / RUN_FILE, about)
         _warn_of_changes(about)
         tracker = tracking.Tracker(mode, config, name, about["tracking_id"], place.folder)
         described = composition.describe_base(config, base, base_hash)

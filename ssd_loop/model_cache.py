@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ssd_loop.durable import sync
 from ssd_loop.errors import BadArtifactError, SsdLoopError
-from ssd_loop.store import sync
 
 CACHE_VERSION = 1  # raised when what is written into the cache changes
 SIZES_FILE = "cached_sizes.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import store
+from ssd_loop import durable
 from ssd_loop.errors import BadArtifactError, ConfigError
 
 ROUNDS, CHECKPOINTS = "rounds", "checkpoints"
@@ -50,7 +50,7 @@ class Place:
         path = self.folder / RUN_FILE
         if not path.is_file():
             return None
-        about, _ = store.read_sealed(path, "restore it or choose another --run")
+        about, _ = durable.read_sealed(path, "restore it or choose another --run")
         if not isinstance(about.get("config"), dict):
             raise BadArtifactError(f"{path} is torn; restore it or choose another --run")
         return about

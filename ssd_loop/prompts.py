@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from ssd_loop.config import DataConfig
+from ssd_loop.durable import sha256_json
 from ssd_loop.problems import Problem, content_hash, load_panel
 from ssd_loop.sources import load_tasks, select
-from ssd_loop.store import Input, sha256_json
+from ssd_loop.store import Input
 
 # Some templates print today's date (Llama 3); a fixed one keeps prompts equal from day to day.
 PINNED_DAY = datetime(2026, 1, 1)
@@ -19,6 +20,8 @@ PINNED_DATE = "01 Jan 2026"
 
 # The thinking part of Qwen3 and DeepSeek-R1, as their templates write it.
 THINKING_OPENS, THINKING_CLOSES = "<think>\n", "\n</think>\n\n"
+
+EXAMPLE_ANSWER = "Done."  # rendered to see what a template writes around an answer
 
 # About 12,000 sampled tokens a round on the default model: a round stays short on two CPU cores.
 BUILT_IN_PROMPTS = 120
@@ -110,6 +113,18 @@ class Renderer:
         text: str = self.tokenizer.decode(list(kept), skip_special_tokens=False)
         return THINKING_OPENS + text if self._opens_thinking and text.strip() else text
 
+    def is_prefix_preserving(self) -> bool:
+        """Whether a rendered conversation begins with the very prompt that its answer was drawn from."""
+        return self._finished_example.startswith(self._prompt_example)
+
+    def closing_ids(self) -> tuple[int, ...]:
+        """Token ids that the template writes after an answer."""
+        return tuple(self._encode(self._around_an_answer[1]))
+
+    def opens_thinking(self) -> bool:
+        """Whether the prompt ends within a thinking part that it has opened."""
+        return self._opens_thinking
+
     def template_sha256(self) -> str:
         """Hash of the chat template and what it is given besides the task."""
         given = [self.tokenizer.get_chat_template(), self.system_prompt, PINNED_DATE]
@@ -143,12 +158,15 @@ class Renderer:
         return self._prompt_example.endswith((THINKING_OPENS, THINKING_OPENS.rstrip()))
 
     @cached_property
+    def _finished_example(self) -> str:
+        messages = [*self._messages("Ready?"), {"role": "assistant", "content": EXAMPLE_ANSWER}]
+        whole: str = self._render(messages, add_generation_prompt=False, tokenize=False)
+        return whole
+
+    @cached_property
     def _around_an_answer(self) -> tuple[str, str]:
         """What the template writes between the prompt and an answer, and after the answer."""
-        answer = "Done."
-        messages = [*self._messages("Ready?"), {"role": "assistant", "content": answer}]
-        whole: str = self._render(messages, add_generation_prompt=False, tokenize=False)
-        before, _, behind = whole.rpartition(answer)
+        before, _, behind = self._finished_example.rpartition(EXAMPLE_ANSWER)
         if before.startswith(self._prompt_example):
             return before.removeprefix(self._prompt_example), behind
         # Some templates open thinking for the model, but drop it from earlier answers (DeepSeek-R1).

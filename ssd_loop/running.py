@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import composition, costs, progress, store
+from ssd_loop import composition, costs, durable, progress, store
 from ssd_loop.config import RunConfig
 from ssd_loop.place import EVENTS, Place
 from ssd_loop.problems import Problem
@@ -92,4 +92,4 @@ def log_event(run: Run, n: int, stage: str, event: str) -> None:
     """Add a line to the run's log, which people read and nothing decides on."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     row = {"time": now, "round": n, "stage": stage, "event": event}
-    store.append_jsonl(run.place.folder / EVENTS, row)
+    durable.append_jsonl(run.place.folder / EVENTS, row)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from ssd_loop import progress
 from ssd_loop.config import SampleConfig
+from ssd_loop.durable import write_bytes
 from ssd_loop.engines import Completion, Engine, Request
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample, derive_seed, write_rows
-from ssd_loop.store import SHARDS, Metrics, write_bytes
+from ssd_loop.store import SHARDS, Metrics
 
 STAGE_VERSION = 1
 SAMPLES = "samples.parquet"

@@ -8,7 +8,6 @@ for and may keep finished ``shards/``; everything else in it is thrown away by t
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,11 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ssd_loop.durable import (
+    json_bytes,
+    read_sealed,
+    sha256_file,
+    sha256_json,
+    sync,
+    write_json,
+    write_sealed,
+)
 from ssd_loop.errors import BadArtifactError, RunLockedError, SsdLoopError, StaleOutputError
 
 MANIFEST = "manifest.json"
 PRUNED = "pruned.json"
-SEAL = "self_sha256"
 IN_PROGRESS = "fingerprint.json"
 SHARDS = "shards"
 LOCK = ".lock"
@@ -75,18 +82,6 @@ class Finished:
         return Input(self.manifest.fingerprint, self.manifest_sha256)
 
 
-def sha256_json(data: Any) -> str:
-    """Hash of plain data in one canonical text form."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(
     stage: str,
     round_index: int,
@@ -133,33 +128,6 @@ def finished(folder: Path) -> Finished | None:
     except (KeyError, TypeError, AttributeError):
         raise BadArtifactError(f"{path} is torn; move {folder} away and run again") from None
     return Finished(folder, manifest, sha256)
-
-
-def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as JSON that holds its own hash, whole or not at all."""
-    write_json(path, {**data, SEAL: sha256_json(dict(data))})
-
-
-def read_sealed(path: Path, way_on: str) -> tuple[dict[str, Any], str]:
-    """The data of a sealed file, and the SHA-256 of the file.
-
-    Args:
-        path: An existing file.
-        way_on: What to do if it is damaged, for the message.
-
-    Raises:
-        BadArtifactError: a byte of it is other than it was written.
-    """
-    raw = path.read_bytes()
-    try:
-        data = json.loads(raw)
-        del data[SEAL]
-        written = json_bytes({**data, SEAL: sha256_json(data)})
-    except (ValueError, KeyError, TypeError):
-        raise BadArtifactError(f"{path} is torn; {way_on}") from None
-    if written != raw:
-        raise BadArtifactError(f"{path} was altered; {way_on}")
-    return data, hashlib.sha256(raw).hexdigest()
 
 
 def checked(stage: Finished) -> Path:
@@ -418,53 +386,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Return once the file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def json_bytes(data: Any) -> bytes:
-    """Plain data as sorted, indented JSON: the one form in which it is written."""
-    return (json.dumps(data, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write plain data as sorted, indented JSON, whole or not at all."""
-    write_bytes(path, json_bytes(data))
-
-
-def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line to a log; a torn last line is the reader's to skip."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-
-
-def point_link(link: Path, target_name: str) -> None:
-    """Make a relative link point at a sibling, replacing it in one step."""
-    if link.is_symlink() and os.readlink(link) == target_name:
-        return
-    temporary = link.with_name(link.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target_name)
-    temporary.rename(link)
 
 
 @contextmanager

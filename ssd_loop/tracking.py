@@ -14,8 +14,8 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from ssd_loop.config import RunConfig, TrackConfig
+from ssd_loop.durable import append_jsonl
 from ssd_loop.errors import ConfigError
-from ssd_loop.store import append_jsonl
 
 log = logging.getLogger(__name__)
 

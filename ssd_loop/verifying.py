@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import composition, progress, store
+from ssd_loop import composition, durable, progress, store
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import rule
@@ -218,7 +218,7 @@ def _best(place: Place, finished: dict[tuple[int, str], Finished]) -> Iterator[t
 def _is_sealed(path: Path) -> bool:
     """Whether a file that holds its own hash is as it was written."""
     try:
-        store.read_sealed(path, "")
+        durable.read_sealed(path, "")
     except BadArtifactError:
         return False
     return True

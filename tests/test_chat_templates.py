@@ -15,11 +15,11 @@ import pytest
 
 from ssd_loop import evaluation, models, sampling
 from ssd_loop.config import ModelConfig, RunConfig
+from ssd_loop.durable import sha256_json
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import PINNED_DATE, PINNED_DAY, Renderer
 from ssd_loop.sampling import Decoding
-from ssd_loop.store import sha256_json
 from ssd_loop.training import IGNORED, TrainingRow, example
 from ssd_loop.workbench import Workbench
 from tests import tiny

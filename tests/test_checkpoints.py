@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_loop import checkpoints, composition, store
+from ssd_loop import checkpoints, composition, durable, store
 from ssd_loop.checkpoints import changes, check_base, check_origin, hand_over, inherited, locate, origin_of
 from ssd_loop.composition import Base, Composition
 from ssd_loop.config_file import load
@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     place = Place(Path(), "mine")
     about = {"config": CONFIG.model_dump(mode="json", exclude={"rounds"})}
-    store.write_sealed(place.folder / RUN_FILE, about)
+    durable.write_sealed(place.folder / RUN_FILE, about)
     stage(place, 0, "evaluate", PANELS)
     terms = []
     for n in (0, 1, 2):
@@ -62,7 +62,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         base = Base("some/model", None, "some/model", "bfloat16", "c0ffee")
         settings = composition.settings_of(CONFIG)
         composition.write(place.checkpoint(n), Composition(base, "stochastic", tuple(terms), settings))
-    store.point_link(place.weights / "best", "round_001")
+    durable.point_link(place.weights / "best", "round_001")
     return Path()
 
 
@@ -131,7 +131,7 @@ def test_settings_come_from_the_run_else_from_the_checkpoint(root: Path) -> None
 
 def test_a_fork_that_exists_goes_on_with_its_own_settings(root: Path) -> None:
     about = {"config": {"sample": {"temperature": 0.7}}, "parent": locate("mine@1", root).identity()}
-    store.write_sealed(Path("rounds/fork") / RUN_FILE, about)
+    durable.write_sealed(Path("rounds/fork") / RUN_FILE, about)
     assert inherited(None, "fork", None, root) == about["config"]
     assert inherited(None, "fork", Path("some.yaml"), root) is None
     assert inherited(None, "mine", None, root) is None  # a run of its own is asked for in full
@@ -139,7 +139,7 @@ def test_a_fork_that_exists_goes_on_with_its_own_settings(root: Path) -> None:
 
 def test_a_fork_outlives_its_parent(root: Path) -> None:
     about = {"config": {}, "parent": locate("mine@1", root).identity()}
-    store.write_sealed(Path("rounds/fork") / RUN_FILE, about)
+    durable.write_sealed(Path("rounds/fork") / RUN_FILE, about)
     assert origin_of("mine@1", "fork", root) is not None
     shutil.rmtree("checkpoints/mine")
     assert origin_of("mine@1", "fork", root) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssd_loop import store
+from ssd_loop import durable
 from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import rule
@@ -310,7 +310,7 @@ def alarms(baseline: Report, current: Report) -> bool:
 def test_a_decision_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     for history in ([report(), STEADY], [report(), WEAK], [report(), report(truncated=1.0)]):
         decision = decide(history, CONFIG)
-        store.write_json(tmp_path / rule.DECISION, decision.to_json())
+        durable.write_json(tmp_path / rule.DECISION, decision.to_json())
         assert read_decision(tmp_path) == decision
 
 

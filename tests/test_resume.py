@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ssd_loop import store
+from ssd_loop import durable, store
 from ssd_loop.composition import read
 from ssd_loop.place import Place
 from ssd_loop.records import Sample, read_rows
@@ -109,7 +109,7 @@ def test_the_exported_model_is_the_round_and_says_how_it_was_made(finished, tmp_
         out = tmp_path / f"round_{n}"
         run("export", f"tiny@{n}", "--out", out, cwd=finished)
         recorded = store.finished(merged(finished, n)).manifest.outputs["model.safetensors"]["sha256"]
-        assert store.sha256_file(out / "model.safetensors") == recorded
+        assert durable.sha256_file(out / "model.safetensors") == recorded
         text = (out / "README.md").read_text()
         assert "temperature 1.0" in text
         assert "heldout_pass_at_1" in text

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ssd_loop import costs, store
+from ssd_loop import costs, durable, store
 from ssd_loop.cli import main
 from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError, ConfigError
@@ -41,13 +41,13 @@ REPORT: dict[str, Any] = {
 
 
 def measured(out: Path) -> Metrics:
-    store.write_json(out / "report.json", REPORT)
+    durable.write_json(out / "report.json", REPORT)
     return {"tokens": 30}
 
 
 def decided(out: Path) -> Metrics:
     decision = rule.decide([REPORT, REPORT], MonitorConfig())
-    store.write_json(out / rule.DECISION, decision.to_json())
+    durable.write_json(out / rule.DECISION, decision.to_json())
     return rule.summary(decision)
 
 
@@ -65,7 +65,7 @@ def root(tmp_path: Path) -> Path:
     """A run with round 0, a finished round 1 without weights, and a round 2 that was killed."""
     folder = tmp_path / "rounds" / "mine"
     about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "transformers", "config": {}}
-    store.write_sealed(folder / "run.json", about)
+    durable.write_sealed(folder / "run.json", about)
     with costs.timed(folder, 0, "evaluate"):
         stage(folder / "round_000" / "evaluate", "evaluate", 0, measured)
     stage(folder / "round_001" / "filter", "filter", 1, counted)
@@ -74,7 +74,7 @@ def root(tmp_path: Path) -> Path:
     (folder / "round_002" / "sample.partial").mkdir(parents=True)
     weights = tmp_path / "checkpoints" / "mine"
     stage(weights / "round_001" / "adapter", "train", 1, counted)
-    store.point_link(weights / "best", "round_000")
+    durable.point_link(weights / "best", "round_000")
     return tmp_path
 
 
@@ -121,7 +121,7 @@ def test_the_tables_show_the_numbers(root: Path) -> None:
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
     about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "vllm", "config": {}}
-    store.write_sealed(tmp_path / "rounds" / "new" / "run.json", about)
+    durable.write_sealed(tmp_path / "rounds" / "new" / "run.json", about)
     text = io.StringIO()
     status.show(status.read(tmp_path, "new"), Console(file=text, width=200))
     assert "not decided yet" in text.getvalue()
@@ -146,7 +146,7 @@ def test_the_command_prints_json_and_needs_no_name_for_the_only_run(
 def test_several_runs_need_a_name(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.write_sealed(root / "rounds" / "other" / "run.json", {})
+    durable.write_sealed(root / "rounds" / "other" / "run.json", {})
     monkeypatch.chdir(root)
     assert main(["status"]) == 2
     assert capsys.readouterr().err.endswith("mine, other\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ssd_loop import store
+from ssd_loop import durable, store
 from ssd_loop.errors import BadArtifactError, RunLockedError, SsdLoopError, StaleOutputError
 from ssd_loop.store import MANIFEST, Finished, Input, Metrics
 
@@ -31,7 +31,7 @@ def write_letters(out: Path) -> Metrics:
     for number, text in enumerate(LETTERS.values()):
         shard = out / store.SHARDS / f"{number}.json"
         if not shard.exists():
-            store.write_json(shard, text)
+            durable.write_json(shard, text)
     for number, name in enumerate(LETTERS):
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(json.loads((out / store.SHARDS / f"{number}.json").read_text()))
@@ -70,7 +70,7 @@ def test_a_finished_folder_holds_its_files_and_a_manifest(tmp_path: Path) -> Non
     data = json.loads((done.path / MANIFEST).read_text())
     assert set(data) == {"stage", "round", "fingerprint", "inputs", "outputs", "metrics", "self_sha256"}
     assert data["inputs"]["prompts"] == {"fingerprint": "e" * 64, "manifest_sha256": "d" * 64}
-    assert data["outputs"]["a.txt"] == {"bytes": 5, "sha256": store.sha256_file(done.path / "a.txt")}
+    assert data["outputs"]["a.txt"] == {"bytes": 5, "sha256": durable.sha256_file(done.path / "a.txt")}
     assert data["metrics"] == {"letters": 9, "share": 0.1}
 
 
@@ -120,7 +120,7 @@ def test_an_unfinished_attempt_with_other_settings_is_refused(tmp_path: Path) ->
 
 def test_a_failed_attempt_publishes_nothing_and_keeps_its_shards(tmp_path: Path) -> None:
     def fail(out: Path) -> Metrics:
-        store.write_json(out / store.SHARDS / "0.json", LETTERS["a.txt"])
+        durable.write_json(out / store.SHARDS / "0.json", LETTERS["a.txt"])
         (out / "half.txt").write_text("half")
         raise Interrupted
 
@@ -291,19 +291,19 @@ def test_fingerprints_depend_on_everything_that_matters() -> None:
 
 def test_numbers_that_json_cannot_hold_are_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        store.sha256_json({"loss": float("nan")})
+        durable.sha256_json({"loss": float("nan")})
 
 
 def test_a_log_line_is_appended(tmp_path: Path) -> None:
-    store.append_jsonl(tmp_path / "log.jsonl", {"b": 1, "a": 2})
-    store.append_jsonl(tmp_path / "log.jsonl", {"c": 3})
+    durable.append_jsonl(tmp_path / "log.jsonl", {"b": 1, "a": 2})
+    durable.append_jsonl(tmp_path / "log.jsonl", {"c": 3})
     assert (tmp_path / "log.jsonl").read_text() == '{"a": 2, "b": 1}\n{"c": 3}\n'
 
 
 def test_a_link_is_relative_and_replaced(tmp_path: Path) -> None:
     for name in ("round_000", "round_001", "round_001"):
         (tmp_path / name).mkdir(exist_ok=True)
-        store.point_link(tmp_path / "best", name)
+        durable.point_link(tmp_path / "best", name)
         assert os.readlink(tmp_path / "best") == name
     assert sorted(os.listdir(tmp_path)) == ["best", "round_000", "round_001"]
 
@@ -371,7 +371,7 @@ def test_nothing_of_others_is_removed_when_nothing_was_begun(tmp_path: Path) -> 
 def test_a_begun_run_stays(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     with store.run_lock(folder):
-        store.write_json(folder / "run.json", {})
+        durable.write_json(folder / "run.json", {})
     assert (folder / "run.json").exists()
     with store.run_lock(folder):
         pass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_loop import composition, store
+from ssd_loop import composition, durable, store
 from ssd_loop.cli import main
 from ssd_loop.composition import Base, Composition
 from ssd_loop.config import MonitorConfig, RunConfig
@@ -35,7 +35,7 @@ def stage(place: Place, n: int, name: str, inputs: dict[str, Input]) -> Finished
     def work(out: Path) -> Metrics:
         if name == "monitor":
             decision = rule.decide([REPORT] * (n + 1), MonitorConfig())
-            store.write_json(out / rule.DECISION, decision.to_json())
+            durable.write_json(out / rule.DECISION, decision.to_json())
         else:
             (out / FILES[name]).write_text(f"{n} {name} " * 5)
         return {}
@@ -49,8 +49,8 @@ def make(place: Place, rounds: int = 2) -> None:
     """A run with everything that a run has, made by the store itself."""
     base = {"content_hash": "c0ffee"}
     about = {"config": RunConfig().model_dump(mode="json"), "base_model": base}
-    store.write_sealed(place.folder / RUN_FILE, about)
-    store.append_jsonl(place.folder / "events.jsonl", {"a": 1})
+    durable.write_sealed(place.folder / RUN_FILE, about)
+    durable.append_jsonl(place.folder / "events.jsonl", {"a": 1})
     done = stage(place, 0, "evaluate", {"model": Input("c0ffee")})
     parts: list[composition.Part] = []
     for n in range(rounds + 1):
@@ -63,7 +63,7 @@ def make(place: Place, rounds: int = 2) -> None:
             Base(None, None, "tiny", "bfloat16", "c0ffee"), "stochastic", tuple(parts), SETTINGS
         )
         composition.write(place.checkpoint(n), content)
-    store.point_link(place.weights / "best", "round_000")
+    durable.point_link(place.weights / "best", "round_000")
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_stages_of_another_run_do_not_pass(place: Place, tmp_path: Path) -> None
 
 
 def test_best_must_be_what_the_last_decision_says(place: Place) -> None:
-    store.point_link(place.weights / "best", "round_002")
+    durable.point_link(place.weights / "best", "round_002")
     assert "points at round_002" in found(place)["checkpoints/mine/best"]
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ssd_loop.durable import sha256_json
 from ssd_loop.errors import ConfigError
-from ssd_loop.store import sha256_json
 
 Kind = Literal["function", "check", "stdin", "exact", "shell", "text"]
 Wording = Literal["", "plain", "function", "stdin"]

@@ -1,0 +1,100 @@
+"""Single files that are there whole or not at all, also after a power cut, and that notice a changed byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_loop.errors import BadArtifactError
+
+SEAL = "self_sha256"
+
+
+def sha256_json(data: Any) -> str:
+    """Hash of plain data in one canonical text form."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Return once the file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def json_bytes(data: Any) -> bytes:
+    """Plain data as sorted, indented JSON: the one form in which it is written."""
+    return (json.dumps(data, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as sorted, indented JSON, whole or not at all."""
+    write_bytes(path, json_bytes(data))
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as JSON that holds its own hash, whole or not at all."""
+    write_json(path, {**data, SEAL: sha256_json(dict(data))})
+
+
+def read_sealed(path: Path, way_on: str) -> tuple[dict[str, Any], str]:
+    """The data of a sealed file, and the SHA-256 of the file.
+
+    Args:
+        path: An existing file.
+        way_on: What to do if it is damaged, for the message.
+
+    Raises:
+        BadArtifactError: a byte of it is other than it was written.
+    """
+    raw = path.read_bytes()
+    try:
+        data = json.loads(raw)
+        del data[SEAL]
+        written = json_bytes({**data, SEAL: sha256_json(data)})
+    except (ValueError, KeyError, TypeError):
+        raise BadArtifactError(f"{path} is torn; {way_on}") from None
+    if written != raw:
+        raise BadArtifactError(f"{path} was altered; {way_on}")
+    return data, hashlib.sha256(raw).hexdigest()
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line to a log; a torn last line is the reader's to skip."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def point_link(link: Path, target_name: str) -> None:
+    """Make a relative link point at a sibling, replacing it in one step."""
+    if link.is_symlink() and os.readlink(link) == target_name:
+        return
+    temporary = link.with_name(link.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target_name)
+    temporary.rename(link)
