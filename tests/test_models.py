@@ -337,3 +337,12 @@ def test_importing_models_imports_nothing_heavy():
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tokens_without_an_embedding_are_refused(copy):
+    models.check_vocabulary(copy)
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"<extra-{n}>" for n in range(50)])
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ConfigError, match=r"embeddings.*resize_token_embeddings"):
+        models.check_vocabulary(copy)

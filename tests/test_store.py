@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,8 @@ def test_a_link_in_an_unfinished_folder_is_removed_but_not_what_it_points_at(tmp
     assert (tmp_path / "precious" / "file").read_text() == "keep"
 
 
-def dies_at(change: int, folder: Path) -> bool:
-    """Run the stage in a forked process that dies before its n-th change on disk; whether it died."""
+def dies_at(change: int, work: Callable[[], object]) -> bool:
+    """Do some work in a forked process that dies before its n-th change on disk; whether it died."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -190,9 +191,10 @@ def dies_at(change: int, folder: Path) -> bool:
 
         sys.addaudithook(count)
         try:
-            step(folder)
-        finally:
-            os._exit(0 if (folder / MANIFEST).exists() else 1)
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, KILLED)
     return status == KILLED
@@ -204,17 +206,113 @@ def test_a_kill_at_any_change_on_disk_leaves_a_folder_whole_or_absent(tmp_path: 
     while True:
         change += 1
         folder = tmp_path / str(change) / "sample"
-        died = dies_at(change, folder)
+        died = dies_at(change, partial(step, folder))
         if folder.exists():
             assert tree(folder) == whole, f"killed at change {change}"
-        partial = folder.with_name("sample.partial")
-        manifest_was_whole = (partial / MANIFEST).exists() or folder.exists()
+        unfinished = folder.with_name("sample.partial")
+        manifest_was_whole = (unfinished / MANIFEST).exists() or folder.exists()
         done = step(folder, never if manifest_was_whole else write_letters)
         assert tree(done.path) == whole, f"killed at change {change}"
         assert os.listdir(folder.parent) == ["sample"]
         if not died:
             break
     assert change > 20  # the hook saw the stage at work
+
+
+def letters_again(out: Path) -> None:
+    (out / "a.txt").write_text("alpha")
+
+
+def do(what: str, done: Finished, other: Path) -> None:
+    if what == "prune":
+        store.prune(done, ["a.txt"])
+    elif what == "restore":
+        store.restore(done, letters_again)
+    else:
+        store.copy_finished(done, other)
+
+
+@pytest.mark.parametrize("what", ["prune", "restore", "copy"])
+def test_a_kill_while_pruning_restoring_or_copying_damages_nothing(tmp_path: Path, what: str) -> None:
+    def begin(name: str) -> tuple[Finished, Path]:
+        done = step(tmp_path / name / "sample")
+        if what == "restore":
+            store.prune(done, ["a.txt"])
+        return done, tmp_path / name / "copy"
+
+    done, other = begin("unbroken")
+    do(what, done, other)
+    whole = tree(done.path.parent)
+    change = 0
+    while True:
+        change += 1
+        done, other = begin(str(change))
+        died = dies_at(change, partial(do, what, done, other))
+        assert list(store.damages(done, store.pruned(done))) == [], f"killed at change {change}"
+        if store.finished(other):
+            assert tree(other) == tree(done.path), f"killed at change {change}"
+        if what != "restore" or store.pruned(done):
+            do(what, done, other)
+        left = {name: data for name, data in tree(done.path.parent).items() if ".partial" not in name}
+        assert left == whole, f"killed at change {change}"
+        if not died:
+            break
+    assert change > 3
+
+
+def test_a_pruned_file_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = step(tmp_path / "sample")
+    assert store.pruned(done) == ()
+    store.prune(done, ["a.txt"])
+    assert store.pruned(done) == ("a.txt",)
+    assert not (done.path / "a.txt").exists()
+    assert store.finished(done.path) == done
+    forget(monkeypatch)
+    with pytest.raises(BadArtifactError, match=r"a\.txt is missing"):
+        store.checked(done)
+    store.restore(done, letters_again)
+    assert store.checked(done) == done.path
+    assert os.listdir(tmp_path) == ["sample"]
+
+
+def test_what_is_restored_must_be_what_was_recorded(tmp_path: Path) -> None:
+    done = step(tmp_path / "sample")
+    store.prune(done, ["a.txt"])
+    with pytest.raises(
+        BadArtifactError, match=r"a\.txt was rebuilt and differs from its recorded hash.*--run"
+    ):
+        store.restore(done, lambda out: (out / "a.txt").write_text("omega"))
+    assert store.pruned(done) == ("a.txt",)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"files": ["a.txt"]}', '{"files": ["c.txt"]}'], ids=repr)
+def test_a_torn_note_of_pruning_is_found(tmp_path: Path, text: str) -> None:
+    done = step(tmp_path / "sample")
+    (done.path / store.PRUNED).write_text(text)
+    with pytest.raises(BadArtifactError, match=r"pruned\.json is torn"):
+        store.pruned(done)
+
+
+def test_a_copy_is_whole_and_another_result_is_not_replaced(tmp_path: Path) -> None:
+    done = step(tmp_path / "sample")
+    copy = store.copy_finished(done, tmp_path / "copy")
+    assert (copy.manifest_sha256, tree(copy.path)) == (done.manifest_sha256, tree(done.path))
+    other = step(tmp_path / "other", settings={"temperature": 2.0})
+    with pytest.raises(StaleOutputError, match="no copy of"):
+        store.copy_finished(other, tmp_path / "copy")
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill(name: str) -> None:
+        with store.whole_folder(tmp_path / "new") as folder:
+            (folder / "a").write_text("a")
+            (folder / name).rename(folder / "b")
+
+    with pytest.raises(FileNotFoundError):
+        fill("nothing")
+    assert list(tmp_path.iterdir()) == []
+    fill("a")
+    assert tree(tmp_path) == {"new/b": b"a"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"stage": "sample"}', "\x00\x00"], ids=repr)

@@ -267,3 +267,49 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
 def test_importing_the_module_imports_no_torch() -> None:
     code = "import sys, ssd_loop.training, ssd_loop.merging; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_in_a_mixture_of_experts_only_attention_is_trained_and_merges(tmp_path: Path) -> None:
+    """Training, merging and the gate on a model whose experts are fused in memory and separate on disk."""
+    import torch
+    from safetensors.torch import load_file
+
+    from ssd_loop import gate
+    from ssd_loop.lora import Term
+    from ssd_loop.merging import merge
+    from tests.test_merging import peft_sum
+
+    base = tiny.build("qwen3_moe", tmp_path / "base")
+    folders = [tmp_path / name for name in ("adapter", "merged")]
+    for folder in folders:
+        folder.mkdir()
+    adapter, merged = folders
+    train(
+        CONFIG.model_copy(update={"learning_rate": 1e-2}),  # tiny updates drown in flips of the routing
+        model_dir=base,
+        rows=make_rows(),
+        seed=7,
+        device="cpu",
+        out=adapter,
+    )
+    trained = {name.split(".lora_")[0] for name in load_file(adapter / WEIGHTS)}
+    assert len(trained) == 2 * 4
+    assert all(".self_attn." in name for name in trained)
+    merge("stochastic", base_dir=base, terms=[Term(adapter)], out=merged)
+    before, after = load_file(base / "model.safetensors"), load_file(merged / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {f"base_model.model.{name.removesuffix('.weight')}" for name in changed} == trained
+    exact = peft_sum(base, [adapter])
+    for name in changed:
+        torch.testing.assert_close(after[name].float(), exact[name], rtol=2.0**-7, atol=1e-6)
+    rng = random.Random(1)
+    probes = [[rng.randrange(3, 256) for _ in range(40)] for _ in range(32)]
+    metrics = gate.check(base_dir=base, merged_dir=merged, terms=[Term(adapter)], probes=probes, device="cpu")
+    assert metrics["gate_slope"] == pytest.approx(1.0, abs=3 * metrics["gate_slope_se"] + 0.02)
+
+
+def test_experts_cannot_be_named_as_targets(tmp_path: Path) -> None:
+    base = tiny.build("qwen3_moe", tmp_path / "base")
+    config = CONFIG.model_copy(update={"target_modules": ("q_proj", "gate_up_proj")})
+    with pytest.raises(ConfigError, match=r"gate_up_proj.*mixture of experts: attention alone"):
+        train(config, model_dir=base, rows=make_rows(), seed=7, device="cpu", out=tmp_path)

@@ -19,9 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
-TinyKind = Literal["llama", "qwen3"]
+TinyKind = Literal["llama", "qwen3", "qwen3_moe"]
+
+TinyModel = LlamaForCausalLM | Qwen3ForCausalLM | Qwen3MoeForCausalLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")  # two, so that no test passes with only the first
@@ -75,9 +79,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(
-    kind: TinyKind, vocabulary_size: int, stop_ids: list[int], seed: int
-) -> LlamaForCausalLM | Qwen3ForCausalLM:
+def build_model(kind: TinyKind, vocabulary_size: int, stop_ids: list[int], seed: int) -> TinyModel:
     """An untrained model in float32 whose law is far from uniform and that sometimes stops."""
     sizes = {
         "vocab_size": vocabulary_size,
@@ -95,9 +97,12 @@ def build_model(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: LlamaForCausalLM | Qwen3ForCausalLM
+        model: TinyModel
         if kind == "llama":
             model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+        elif kind == "qwen3_moe":
+            experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=False))
         else:
             model = Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=False))
         # Longer rows reach higher logits: each stop token comes up every few dozen tokens, not never.
