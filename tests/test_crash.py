@@ -24,6 +24,8 @@ MOMENTS = [
     "1/merge/work",
     "1/evaluate/manifest",
     "1/monitor/work",
+    "2/merge/manifest",
+    "2/monitor/manifest",  # then the first merged model is pruned
 ]
 
 
@@ -31,7 +33,7 @@ def killed_and_resumed(tmp_path, model, engine, moments):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-        tiny_config(folder, model, engine)
+        tiny_config(folder, model, engine, merge={"keep_last": 1}, rounds=2)
     done = ssd_loop("--config", "tiny.yaml", cwd=whole)
     assert done.returncode == 0, done.stderr
     for moment in moments:
@@ -39,7 +41,8 @@ def killed_and_resumed(tmp_path, model, engine, moments):
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     resumed = ssd_loop("--config", "tiny.yaml", cwd=broken)
     assert resumed.returncode == 0, resumed.stderr
-    assert any(name.endswith("merged/model.safetensors") for name in tree(whole))
+    assert any(name.endswith("round_002/merged/model.safetensors") for name in tree(whole))
+    assert any(name.endswith("merged/pruned.json") for name in tree(whole))
     return tree(whole), tree(broken)
 
 
