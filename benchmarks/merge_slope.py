@@ -67,6 +67,7 @@ def draw(bench: Workbench, root: Path) -> list[training.TrainingRow]:
         renderer=bench.renderer,
         stop_token_ids=bench.stop_token_ids,
         round_index=1,
+        policy_round=0,
         out=out,
     )
     bench.close()

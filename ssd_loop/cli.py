@@ -309,11 +309,10 @@ def _doctor(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
     if options.target is not None:
         flags = {**flags, "model": {**flags.get("model", {}), "name": options.target}}
-    findings = list(doctor.examine(load(options.config, flags)))
+    found = doctor.examine(load(options.config, flags))
+    findings = list(found) if options.json else list(doctor.show(found, console()))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings]))
-    else:
-        doctor.show(findings, console())
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 

@@ -113,18 +113,6 @@ class Renderer:
         text: str = self.tokenizer.decode(list(kept), skip_special_tokens=False)
         return THINKING_OPENS + text if self._opens_thinking and text.strip() else text
 
-    def is_prefix_preserving(self) -> bool:
-        """Whether a rendered conversation begins with the very prompt that its answer was drawn from."""
-        return self._finished_example.startswith(self._prompt_example)
-
-    def closing_ids(self) -> tuple[int, ...]:
-        """Token ids that the template writes after an answer."""
-        return tuple(self._encode(self._around_an_answer[1]))
-
-    def opens_thinking(self) -> bool:
-        """Whether the prompt ends within a thinking part that it has opened."""
-        return self._opens_thinking
-
     def template_sha256(self) -> str:
         """Hash of the chat template and what it is given besides the task."""
         given = [self.tokenizer.get_chat_template(), self.system_prompt, PINNED_DATE]
