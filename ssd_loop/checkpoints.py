@@ -175,6 +175,20 @@ def changes(origin: Origin, config: RunConfig, panels: Mapping[str, Input]) -> l
     return changed
 
 
+def check_kept(place: Place, start: int) -> None:
+    """Refuse to accumulate samples of earlier rounds that are not there.
+
+    Raises:
+        ConfigError: those of some round up to `start` are missing.
+    """
+    for n in range(1, start + 1):
+        if store.finished(place.stage(n, "filter")) is None:
+            raise ConfigError(
+                f"train.data_policy accumulates samples, but those of round {n} are not in "
+                f"{place.stage(n, 'filter')}; copy them there or set train.data_policy to replace"
+            )
+
+
 def hand_over(origin: Origin, to: Place, *, accumulates: bool) -> None:
     """Give another run its own copy of all that it needs: baseline, adapters, compositions, reports.
 
@@ -187,30 +201,18 @@ def hand_over(origin: Origin, to: Place, *, accumulates: bool) -> None:
 
     Raises:
         BadArtifactError: what is copied is missing or damaged.
-        ConfigError: samples of earlier rounds are asked for and not there.
     """
     parent = origin.place
     composition.adapters_of(parent.checkpoint(origin.round), origin.content)  # all of them are there
     for n in range(origin.round + 1):
-        for stage in ("train", "evaluate"):
-            _copy(parent, to, n, stage)
-        if accumulates and n and not _copy(parent, to, n, "filter"):
-            raise ConfigError(
-                f"train.data_policy accumulates samples, but those of round {n} are not in "
-                f"{parent.stage(n, 'filter')}; copy them there or set train.data_policy to replace"
-            )
+        for stage in ("train", "evaluate", *(["filter"] if accumulates else [])):
+            if done := store.finished(parent.stage(n, stage)):
+                store.copy_finished(done, to.stage(n, stage))
         if (parent.checkpoint(n) / COMPOSITION).is_file():
             composition.write(to.checkpoint(n), composition.read(parent.checkpoint(n)))
     merged = store.finished(parent.stage(origin.round, "merge"))
     if merged and not store.pruned(merged):
         store.copy_finished(merged, to.stage(origin.round, "merge"))
-
-
-def _copy(parent: Place, to: Place, n: int, stage: str) -> bool:
-    done = store.finished(parent.stage(n, stage))
-    if done:
-        store.copy_finished(done, to.stage(n, stage))
-    return done is not None
 
 
 def check_origin(about: Mapping[str, Any], origin: Origin, run: str) -> None:

@@ -57,7 +57,7 @@ def begin(run: Run) -> tuple[Model, list[Finished], list[Finished]]:
     baseline = store.finished(run.place.stage(0, "evaluate")) or evaluate(run, 0, base_model(run), None)
     run.tracker.log(0, "evaluate", baseline.manifest.metrics)
     model = weights.handed_over(run, run.start, baseline)
-    kept = [store.finished(run.place.stage(n, "filter")) for n in taken]
+    kept = [store.finished(run.place.stage(n, "filter")) for n in taken[1:]]
     history = [store.finished(run.place.stage(n, "evaluate")) for n in taken]
     newest = history[-1] or evaluate(run, run.start, model, baseline)
     measured = [baseline, *[done for done in history[1:-1] if done], newest]

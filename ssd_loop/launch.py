@@ -73,6 +73,11 @@ def launch(
             "name their column in prompts.columns as solution"
         )
     panels = evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
+    if origin is not None and config.rounds < origin.round:
+        raise ConfigError(
+            f"rounds is {config.rounds}, but {origin.name} has {origin.round} rounds behind it already; --rounds "
+            "is the total"
+        )
     place = Place(Path(), name)
     with store.run_lock(place.folder):
         about = place.about()
@@ -88,6 +93,9 @@ def launch(
             sandbox.isolation()
         if origin is not None:
             checkpoints.check_base(origin, base_hash, config.model.name)
+        start = origin.round if origin is not None else about.get("start", 0) if about else 0
+        if config.train.data_policy != "replace":
+            checkpoints.check_kept(place if about or origin is None else origin.place, start)
         if about is None:
             about = _describe(config, bench, base_hash)
             if origin is not None:
@@ -96,7 +104,6 @@ def launch(
         _warn_of_changes(about)
         tracker = tracking.Tracker(mode, config, name, about["tracking_id"], place.folder)
         described = composition.describe_base(config, base, base_hash)
-        start = origin.round if origin is not None else about.get("start", 0)
         run = Run(place, config, described, prompts, bench, tracker, start, goes_past_stops)
         return _drive(run, about)
 

@@ -231,6 +231,21 @@ def test_going_on_from_an_earlier_round_uses_what_still_matches(folder):
     assert tree(folder) == before
 
 
+def test_fewer_rounds_than_there_are_are_refused(finished):
+    refused = run("--resume-from", "tiny@3", "--run", "x", "--rounds", 2, cwd=finished, code=2)
+    assert "--rounds is the total" in last(refused)
+    assert not (finished / "rounds/x").exists()
+
+
+def test_accumulating_from_a_checkpoint_alone_is_refused(finished, tmp_path):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints", symlinks=True)
+    flags = ["--model.name", finished / "model", "--train.data_policy", "accumulate", "--rounds", 4]
+    speed = ["--engine.max_model_len", 1024, "--track.mode", "disabled"]
+    refused = run("--resume-from", "tiny@3", *flags, *speed, cwd=tmp_path, code=2)
+    assert "those of round 1 are not in" in last(refused)
+    assert not (tmp_path / "rounds").exists()
+
+
 def test_another_base_is_refused(folder, tiny_llama, tiny_qwen3):
     other = (
         tiny_qwen3
