@@ -75,8 +75,8 @@ def launch(
     panels = evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
     if origin is not None and config.rounds < origin.round:
         raise ConfigError(
-            f"rounds is {config.rounds}, but {origin.name} has {origin.round} rounds behind it already; --rounds "
-            "is the total"
+            f"rounds is {config.rounds}, but {origin.name} has {origin.round} rounds behind it already; "
+            "--rounds is the total"
         )
     place = Place(Path(), name)
     with store.run_lock(place.folder):
