@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from ssd_loop import composition, durable, store
 from ssd_loop.composition import COMPOSITION, Composition
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences, load
-from ssd_loop.errors import ConfigError, StaleOutputError
+from ssd_loop.errors import BadArtifactError, ConfigError, StaleOutputError
 from ssd_loop.place import BEST, CHECKPOINTS, ROUNDS, Place, existing, round_name, round_of
-from ssd_loop.store import Input
 
 RUN_AT_ROUND = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9._-]*)@(?:round_)?(?P<round>\d{1,4}|best)")
 # What a fork may do otherwise than its parent. Everything else decides how rounds are measured, and rounds
 # that were measured otherwise cannot be compared with the baseline that the fork takes over.
-FREE_SECTIONS = ("prompts", "sample", "filter", "train", "monitor")
+PROMPTS = "prompts"
+FREE_SECTIONS = (PROMPTS, "sample", "filter", "train", "monitor")
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,24 @@ class Origin:
 
     def identity(self) -> dict[str, Any]:
         """What tells this origin from another, wherever either is kept."""
-        path = self.place.checkpoint(self.round) / COMPOSITION
-        return {"run": self.place.run, "round": self.round, "composition_sha256": durable.sha256_file(path)}
+        weights = durable.sha256_json(self.content.weights())
+        return {"run": self.place.run, "round": self.round, "weights_sha256": weights}
 
     def is_in(self, root: Path, run: str) -> bool:
         """Whether that run is the very one that this round belongs to."""
-        return self.place.run == run and self.place.root.resolve() == root.resolve()
+        here = Place(root, run).weights
+        return self.place.run == run and self.place.weights.resolve() == here.resolve()
+
+    def data(self) -> Mapping[str, str]:
+        """Fingerprints of the prompts and panels of the run that this round belongs to."""
+        about = self.place.about()
+        return about.get("data", {}) if about else self.content.data
+
+    def engine(self) -> str:
+        """The engine that drew that run's samples."""
+        about = self.place.about()
+        name: str = about["engine"] if about else self.content.settings["engine"]["name"]
+        return name
 
 
 def origin_of(text: str | None, run: str | None, root: Path) -> Origin | None:
@@ -62,12 +75,12 @@ def origin_of(text: str | None, run: str | None, root: Path) -> Origin | None:
     if text is None:
         return None
     about = Place(root, run).about() if run else None
-    parent = about.get("parent") if about else None
-    if parent and not Place(root, parent["run"]).weights.exists():
-        folder = Place(root, parent["run"]).checkpoint(parent["round"])
-        if text.rstrip("/") in (f"{parent['run']}@{parent['round']}", str(folder)):
+    try:
+        return locate(text, root)
+    except ConfigError:
+        if about and about.get("resumed_from") == text:
             return None  # the fork has its own copy of all that it needs
-    return locate(text, root)
+        raise
 
 
 def locate(text: str, root: Path) -> Origin:
@@ -90,10 +103,13 @@ def locate(text: str, root: Path) -> Origin:
             f"{text!r} is no round: name a folder such as {CHECKPOINTS}/default/round_002, or RUN@ROUND such "
             "as default@2"
         )
-    if not folder.is_symlink() and round_of(folder) is None and round_of(folder.resolve()) is None:
+    if folder.name == BEST and folder.is_symlink():
+        folder = folder.parent / os.readlink(folder)
+    if round_of(folder) is None:
         hint = f"; name {folder.parent}" if round_of(folder.parent) is not None else ""
         raise ConfigError(f"{text!r} is no round's folder, which is called {round_name(2)} or so{hint}")
-    folder = folder.resolve()
+    # Links above the round are left as they are: checkpoints/ is often one, to a larger disk.
+    folder = Path(os.path.abspath(folder))
     n, run, top = round_of(folder), folder.parent, folder.parent.parent
     if top.name == ROUNDS:
         raise ConfigError(
@@ -102,7 +118,7 @@ def locate(text: str, root: Path) -> Origin:
     if n is None or top.name != CHECKPOINTS:
         raise ConfigError(f"{text!r} does not lie at {CHECKPOINTS}/RUN/round_NNN; move it to such a place")
     # The current folder stays relative: no message and no file then names this machine's folders.
-    here = Path() if top.parent == root.resolve() else top.parent
+    here = Path() if top.parent.resolve() == root.resolve() else top.parent
     place = Place(here, run.name)
     return Origin(place, n, composition.read(place.checkpoint(n)))
 
@@ -144,35 +160,33 @@ def settings_of(origin: Origin) -> dict[str, Any]:
     return settings
 
 
-def changes(origin: Origin, config: RunConfig, panels: Mapping[str, Input]) -> list[str]:
+def changes(origin: Origin, config: RunConfig, data: Mapping[str, str], engine: str) -> list[str]:
     """What a fork does otherwise than its parent, one setting a line.
 
     Args:
         origin: Where it starts.
         config: What it is asked to do.
-        panels: Its panels, as manifests name them.
+        data: Fingerprints of its prompts and panels.
+        engine: The engine that draws.
 
     Raises:
         StaleOutputError: it would be measured otherwise than the baseline that it takes over.
     """
     old = load(None, {}, settings_of(origin)).model_dump(mode="json")
     changed = differences(old, config.model_dump(mode="json"))
-    if origin.place.about() is None:
-        return changed  # no baseline comes along: everything is measured anew
+    others = [name for name, known in origin.data().items() if data.get(name) != known]
+    listed = changed + (["prompts: other tasks"] if PROMPTS in others else [])
+    if store.finished(origin.place.stage(0, "evaluate")) is None:
+        return listed  # no baseline comes along: everything is measured anew
     refused = [line for line in changed if line.partition(".")[0] not in FREE_SECTIONS]
+    refused += [f"the problems of panel {name} are others" for name in others if name != PROMPTS]
+    refused += [f"the engine is {engine}, not {origin.engine()}"] if engine != origin.engine() else []
     if refused:
         raise StaleOutputError(
             f"a run that starts from {origin.name} is compared with that run's round 0 and must be measured "
             f"like it, but {'; '.join(refused)}; keep that, or start a new run without --resume-from"
         )
-    baseline = store.finished(origin.place.stage(0, "evaluate"))
-    for name, panel in panels.items():
-        if baseline and baseline.manifest.inputs.get(name) != panel:
-            raise StaleOutputError(
-                f"the problems of panel {name} are others than those that round 0 of {origin.place.run} was "
-                "measured on; keep evaluate.panels and evaluate.sources, or start without --resume-from"
-            )
-    return changed
+    return listed
 
 
 def check_kept(place: Place, start: int) -> None:
@@ -211,12 +225,22 @@ def hand_over(origin: Origin, to: Place, *, accumulates: bool) -> None:
         if (parent.checkpoint(n) / COMPOSITION).is_file():
             composition.write(to.checkpoint(n), composition.read(parent.checkpoint(n)))
     merged = store.finished(parent.stage(origin.round, "merge"))
-    if merged and not store.pruned(merged):
+    if merged is None or store.pruned(merged):
+        return
+    try:
         store.copy_finished(merged, to.stage(origin.round, "merge"))
+    except BadArtifactError:
+        if not store.pruned(merged):  # else its own run has pruned it meanwhile, and the fork merges anew
+            raise
 
 
 def check_origin(about: Mapping[str, Any], origin: Origin, run: str) -> None:
     """Refuse to go on with a run that exists and began elsewhere.
+
+    Args:
+        about: What run.json says.
+        origin: Where it is asked to begin.
+        run: Its name.
 
     Raises:
         StaleOutputError: it did.
@@ -229,7 +253,7 @@ def check_origin(about: Mapping[str, Any], origin: Origin, run: str) -> None:
         )
 
 
-def check_base(origin: Origin, content_hash: str, name: str) -> None:
+def check_base(origin: Origin, content_hash: str, name: str, flag: str = "--model.name") -> None:
     """Refuse another base model than the one whose adapters are added.
 
     Raises:
@@ -238,5 +262,5 @@ def check_base(origin: Origin, content_hash: str, name: str) -> None:
     if content_hash != origin.content.base.content_hash:
         raise ConfigError(
             f"model.name {name} is not the model that {origin.name} was trained from "
-            f"({origin.content.base.title}): its files differ; give that one with --model.name"
+            f"({origin.content.base.title}): its files differ; give that one with {flag}"
         )

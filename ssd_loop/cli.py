@@ -234,7 +234,13 @@ def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     name = named_after if options.run is None else options.run
     config = load(options.config, flags, checkpoints.inherited(origin, name, options.config, Path()))
 
-    return launch(name, config, origin, goes_past_stops=options.continue_past_stop)
+    return launch(
+        name,
+        config,
+        origin,
+        resumed_from=options.resume_from,
+        goes_past_stops=options.continue_past_stop,
+    )
 
 
 def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ssd_loop import durable, store
-from ssd_loop.config import RunConfig, Section
+from ssd_loop.config import DataConfig, RunConfig, Section
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.models import ResolvedModel
 from ssd_loop.rounding import Rounding
-from ssd_loop.store import Finished
+from ssd_loop.store import Finished, Input
 from ssd_loop.training import WEIGHTS
 
 COMPOSITION = "composition.json"
@@ -64,13 +64,21 @@ class Composition:
         base: The pristine base.
         rounding: How the sum is rounded.
         adapters: In the order in which they are added.
-        settings: Every setting that changes results, by section: `settings_of`.
+        settings: What the run was asked to do, by section: `settings_of`.
+        data: Fingerprints of the prompts and of every panel, by name.
     """
 
     base: Base
     rounding: Rounding
     adapters: tuple[Part, ...]
     settings: Mapping[str, Any]
+    data: Mapping[str, str]
+
+    def weights(self) -> dict[str, Any]:
+        """What decides the weights, and nothing else."""
+        parts = [(part.sha256, part.weight) for part in self.adapters]
+        base = [self.base.content_hash, self.base.dtype]
+        return {"base": base, "rounding": self.rounding, "adapters": parts}
 
 
 def describe_base(config: RunConfig, base: ResolvedModel, content_hash: str) -> Base:
@@ -86,17 +94,39 @@ def part_of(adapter: Finished, weight: float = 1.0) -> Part:
     return Part(path, adapter.manifest.outputs[WEIGHTS]["sha256"], weight)
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings that change results, by section."""
+def settings_of(config: RunConfig, engine: str) -> dict[str, Any]:
+    """What a run was asked to do, in a form that means the same on another machine.
+
+    That is every setting that changes results, the engine by its name, where tasks come from (files by
+    their name alone), and the two speed settings that other settings are checked against.
+
+    Args:
+        config: The run's settings.
+        engine: The engine that draws.
+    """
     sections = {name: getattr(config, name) for name in RunConfig.model_fields}
-    return {name: value.result_settings() for name, value in sections.items() if isinstance(value, Section)}
+    found = {name: value.result_settings() for name, value in sections.items() if isinstance(value, Section)}
+    found["prompts"] = _portable(config.prompts)
+    found["evaluate"]["sources"] = {name: _portable(data) for name, data in config.evaluate.sources.items()}
+    found["train"]["micro_batch_size"] = config.train.micro_batch_size
+    found["engine"] |= {"name": engine, "max_model_len": config.engine.max_model_len}
+    return found
+
+
+def _portable(data: DataConfig) -> dict[str, Any]:
+    """Where tasks come from, without this machine's folders."""
+    settings = data.model_dump(mode="json")
+    path = Path(data.source).expanduser()
+    if path.is_absolute() or path.exists():
+        settings["source"] = path.name
+    return settings
 
 
 def write(round_folder: Path, content: Composition) -> None:
     """Write a round's composition; one that says the same weights stays as it is."""
     if (round_folder / COMPOSITION).is_file():
         old = read(round_folder)
-        if (old.base, old.rounding, old.adapters) == (content.base, content.rounding, content.adapters):
+        if old.weights() == content.weights():
             return
     durable.write_sealed(round_folder / COMPOSITION, asdict(content))
 
@@ -126,6 +156,11 @@ def adapters_of(round_folder: Path, content: Composition) -> list[tuple[Finished
         BadArtifactError: an adapter is missing, or is not the one that was merged.
     """
     return [(_adapter(round_folder, part), part.weight) for part in content.adapters]
+
+
+def merged_from(merged: Finished) -> set[Input]:
+    """The adapters that a finished merge was made from, as its manifest names them."""
+    return {source for name, source in merged.manifest.inputs.items() if name.startswith("adapter_")}
 
 
 def folder_of(round_folder: Path, part: Part) -> Path:

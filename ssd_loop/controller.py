@@ -22,6 +22,7 @@ from ssd_loop import (
     training,
     weights,
 )
+from ssd_loop.composition import COMPOSITION
 from ssd_loop.monitors import rule
 from ssd_loop.place import BEST, CONTINUED, Place, round_name
 from ssd_loop.prompts import content_input
@@ -36,6 +37,9 @@ def run_rounds(run: Run) -> rule.Decision | None:
     """Repeat self-distillation until the rounds are done (None) or the monitors stop it (their decision)."""
     base = base_model(run)
     model, kept, history = begin(run)
+    decision = start_decision(run, history)
+    if decision and obeys(run, decision):
+        return decision
     for n in range(run.start + 1, run.config.rounds + 1):
         samples = sample(run, n, base if run.config.sample.policy == "base" else model)
         kept.append(filter_samples(run, n, samples))
@@ -51,17 +55,31 @@ def run_rounds(run: Run) -> rule.Decision | None:
 
 def begin(run: Run) -> tuple[Model, list[Finished], list[Finished]]:
     """Weights, kept samples and evaluations that the first round of this run goes on from."""
-    if run.start == 0:
+    if run.begins == "base":
         return base_model(run), [], [evaluate(run, 0, base_model(run), None)]
+    weights.write_composition(run, 0, ())
     taken = range(run.start + 1)
     baseline = store.finished(run.place.stage(0, "evaluate")) or evaluate(run, 0, base_model(run), None)
     run.tracker.log(0, "evaluate", baseline.manifest.metrics)
     model = weights.handed_over(run, run.start, baseline)
     kept = [store.finished(run.place.stage(n, "filter")) for n in taken[1:]]
-    history = [store.finished(run.place.stage(n, "evaluate")) for n in taken]
-    newest = history[-1] or evaluate(run, run.start, model, baseline)
-    measured = [baseline, *[done for done in history[1:-1] if done], newest]
+    # A round without a composition cannot be the best: there is no telling what its weights are.
+    earlier = [n for n in taken[1:-1] if (run.place.checkpoint(n) / COMPOSITION).is_file()]
+    history = [store.finished(run.place.stage(n, "evaluate")) for n in earlier]
+    measured = [baseline, *[done for done in history if done]]
+    if run.start:
+        done = store.finished(run.place.stage(run.start, "evaluate"))
+        measured.append(done or evaluate(run, run.start, model, baseline))
     return model, [done for done in kept if done], measured
+
+
+def start_decision(run: Run, history: Sequence[Finished]) -> rule.Decision | None:
+    """The decision after the round of its own that a run goes on from; made now if it was cut short."""
+    if run.begins != "own round" or run.start == 0:
+        return None
+    if done := store.finished(run.place.stage(run.start, "monitor")):
+        return rule.read_decision(store.checked(done))
+    return monitor(run, run.start, history)
 
 
 def sample(run: Run, n: int, model: Model) -> Finished:

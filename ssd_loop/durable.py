@@ -98,3 +98,4 @@ def point_link(link: Path, target_name: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target_name)
     temporary.rename(link)
+    sync(link.parent)

@@ -221,9 +221,13 @@ def _terms(origin: Origin) -> Terms:
 
 def _base(origin: Origin, name: str | None) -> Path:
     config = load(None, {}, checkpoints.settings_of(origin))
+    if name is None and origin.content.base.name is None and origin.place.about() is None:
+        raise ConfigError(
+            f"the base of {origin.name} was a folder ({origin.content.base.title}); name it with --base"
+        )
     wanted = name or config.model.name
     base = models.resolve(wanted, config.model.revision, config.model.dtype)
-    checkpoints.check_base(origin, models.content_hash(base.path), wanted)
+    checkpoints.check_base(origin, models.content_hash(base.path), wanted, flag="--base")
     return base.path
 
 

@@ -7,6 +7,7 @@ slope of (merged - base) on (exact - base) below one; it is 1 for a merge that k
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -113,6 +114,8 @@ def measure(
 
         wanted = logprobs(model, tokens, exact) - base
         got = logprobs(model, tokens, merged) - base
+    del model
+    _give_back()
     return slope(wanted.double().cpu(), got.double().cpu())
 
 
@@ -133,7 +136,18 @@ def _base_logprobs(base_dir: Path, texts: tuple[tuple[int, ...], ...], device: s
     import torch
 
     tokens = torch.tensor(texts, device=device)
-    return logprobs(_loaded(base_dir, device), tokens, lambda _name, stored: stored.float())
+    found = logprobs(_loaded(base_dir, device), tokens, lambda _name, stored: stored.float())
+    _give_back()
+    return found
+
+
+def _give_back() -> None:
+    """Free what a model took: the engine, which may be another process, is about to need it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def slope(wanted: Any, got: Any) -> Slope:

@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.place import RUN_FILE, Place
-from ssd_loop.prompts import load_prompts
+from ssd_loop.problems import Problem
+from ssd_loop.prompts import content_input, load_prompts
 from ssd_loop.report import status
-from ssd_loop.running import Run
+from ssd_loop.running import Begins, Run
 from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
 
@@ -46,7 +47,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def launch(
-    name: str, config: RunConfig, origin: Origin | None = None, *, goes_past_stops: bool = False
+    name: str,
+    config: RunConfig,
+    origin: Origin | None = None,
+    *,
+    resumed_from: str | None = None,
+    goes_past_stops: bool = False,
 ) -> int:
     """Run or continue a run; its exit code.
 
@@ -54,6 +60,7 @@ def launch(
         name: The run.
         config: Its settings.
         origin: The round that it starts from; None for the base model.
+        resumed_from: How the user named that round.
         goes_past_stops: Whether it goes on where the monitors say stop.
 
     Raises:
@@ -72,17 +79,15 @@ def launch(
             f"train.human_share is {config.train.human_share}, but no prompt has a human-written solution; "
             "name their column in prompts.columns as solution"
         )
-    panels = evaluation.problem_inputs(config.evaluate)  # a panel that is not installed is known now
-    if origin is not None and config.rounds < origin.round:
-        raise ConfigError(
-            f"rounds is {config.rounds}, but {origin.name} has {origin.round} rounds behind it already; "
-            "--rounds is the total"
-        )
+    data = _data(config, prompts)  # a panel that is not installed is known now
+    engine = engines.engine_name(config.engine)
     place = Place(Path(), name)
     with store.run_lock(place.folder):
         about = place.about()
         if about is not None:
-            _check_same(about, origin, place, config)
+            _check_same(about, origin, place, config, data, engine)
+        start, begins = _start(about, origin, place)
+        _check_rounds(config.rounds, start, is_new=about is None and origin is not None)
         base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
         base_hash = models.content_hash(base.path)
         engines.check_context(base.path, config.engine.max_model_len)
@@ -93,26 +98,61 @@ def launch(
             sandbox.isolation()
         if origin is not None:
             checkpoints.check_base(origin, base_hash, config.model.name)
-        start = origin.round if origin is not None else about.get("start", 0) if about else 0
         if config.train.data_policy != "replace":
             checkpoints.check_kept(place if about or origin is None else origin.place, start)
         if about is None:
-            about = _describe(config, bench, base_hash)
+            about = _describe(config, bench, base_hash, data)
             if origin is not None:
-                about |= _take_over(origin, place, config, panels)
+                about |= _take_over(origin, place, config, data, engine) | {"resumed_from": resumed_from}
             durable.write_sealed(place.folder / RUN_FILE, about)
         _warn_of_changes(about)
         tracker = tracking.Tracker(mode, config, name, about["tracking_id"], place.folder)
         described = composition.describe_base(config, base, base_hash)
-        run = Run(place, config, described, prompts, bench, tracker, start, goes_past_stops)
+        run = Run(place, config, described, prompts, bench, tracker, data, start, begins, goes_past_stops)
         return _drive(run, about)
 
 
+def _data(config: RunConfig, prompts: Sequence[Problem]) -> dict[str, str]:
+    """Fingerprints of the prompts and of every panel."""
+    panels = evaluation.problem_inputs(config.evaluate)
+    found = {checkpoints.PROMPTS: content_input(prompts), **panels}
+    return {name: source.fingerprint for name, source in found.items()}
+
+
+def _start(about: Mapping[str, Any] | None, origin: Origin | None, place: Place) -> tuple[int, Begins]:
+    """The round that is gone on from, and how it came about.
+
+    Raises:
+        ConfigError: a round that was handed over before the run began.
+    """
+    began = about.get("start", 0) if about else 0
+    has_parent = about is not None and "parent" in about
+    if origin is None or (about is not None and not origin.is_in(place.root, place.run)):
+        return began, "handed over" if has_parent else "base"
+    if about is None or (has_parent and origin.round == began):
+        return origin.round, "handed over"
+    if origin.round < began:
+        raise ConfigError(
+            f"run {place.run} itself began from round {began}, and {origin.name} is before that; fork it "
+            "under a new --run"
+        )
+    return origin.round, "own round"
+
+
+def _check_rounds(rounds: int, start: int, *, is_new: bool) -> None:
+    """Refuse a total that the rounds before the start exceed, or fill where a new run would do nothing."""
+    if rounds < start or (is_new and rounds == start):
+        raise ConfigError(
+            f"rounds is {rounds}, but there are {start} rounds behind the start already; --rounds is the "
+            "total"
+        )
+
+
 def _take_over(
-    origin: Origin, place: Place, config: RunConfig, panels: Mapping[str, Input]
+    origin: Origin, place: Place, config: RunConfig, data: Mapping[str, str], engine: str
 ) -> dict[str, Any]:
     """Copy what a new run needs of the round that it starts from; what run.json says of that."""
-    changes = checkpoints.changes(origin, config, panels)
+    changes = checkpoints.changes(origin, config, data, engine)
     if not origin.is_in(place.root, place.run):
         progress.say(f"copying what {place.run} needs of {origin.name}")
         checkpoints.hand_over(origin, place, accumulates=config.train.data_policy != "replace")
@@ -139,19 +179,31 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     return FINISHED
 
 
-def _check_same(about: Mapping[str, Any], origin: Origin | None, place: Place, config: RunConfig) -> None:
+def _check_same(
+    about: Mapping[str, Any],
+    origin: Origin | None,
+    place: Place,
+    config: RunConfig,
+    data: Mapping[str, str],
+    engine: str,
+) -> None:
     """Refuse an existing run that began elsewhere or was asked to be something else."""
     if origin is not None and not origin.is_in(place.root, place.run):
         checkpoints.check_origin(about, origin, place.run)
-    if changed := differences(about["config"], config.model_dump(mode="json")):
+    changed = differences(about["config"], config.model_dump(mode="json"))
+    changed += [f"{name}: other tasks" for name, known in about["data"].items() if data.get(name) != known]
+    if engine != about["engine"]:
+        changed.append(f"engine: {about['engine']} -> {engine}")
+    if changed:
         raise StaleOutputError(
             f"run {place.run} was begun with other settings ({'; '.join(changed)}); go on with the old "
             "ones or choose a new --run"
         )
 
 
-def _describe(config: RunConfig, bench: Workbench, base_hash: str) -> dict[str, Any]:
+def _describe(config: RunConfig, bench: Workbench, base_hash: str, data: Mapping[str, str]) -> dict[str, Any]:
     return {
+        "data": dict(data),
         "config": config.model_dump(mode="json", exclude={"rounds"}),
         "base_model": {
             "name": config.model.name,

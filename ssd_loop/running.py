@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ssd_loop import composition, costs, durable, progress, store
 from ssd_loop.config import RunConfig
@@ -16,6 +16,8 @@ from ssd_loop.problems import Problem
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.tracking import Tracker
 from ssd_loop.workbench import Workbench
+
+Begins = Literal["base", "handed over", "own round"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Run:
         bench: What it holds open.
         tracker: Where its numbers are sent.
         start: Rounds up to this one are taken as they are; 0 for a run that begins with its base.
+        begins: How the start came about: with the base; with rounds handed over by another run; or with
+            a round of its own, which has been decided on.
+        data: Fingerprints of the prompts and panels.
         goes_past_stops: Whether a stop of the monitors is noted and passed over.
     """
 
@@ -39,7 +44,9 @@ class Run:
     prompts: tuple[Problem, ...]
     bench: Workbench
     tracker: Tracker
+    data: Mapping[str, str]
     start: int = 0
+    begins: Begins = "base"
     goes_past_stops: bool = False
 
     @property

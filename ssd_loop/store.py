@@ -332,8 +332,8 @@ def restore(stage: Finished, work: Callable[[Path], object]) -> None:
         sync(partial / name)
         (partial / name).rename(stage.path / name)
     sync(stage.path)
-    (stage.path / PRUNED).unlink()
     _remove(partial)
+    (stage.path / PRUNED).unlink()
 
 
 def copy_finished(stage: Finished, folder: Path) -> Finished:

@@ -11,6 +11,7 @@ from typing import Any
 from ssd_loop import composition, durable, progress, store
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
+from ssd_loop.merging import WEIGHT_FILES
 from ssd_loop.monitors import rule
 from ssd_loop.place import BEST, CONTINUED, RUN_FILE, STAGES, Place, round_name, round_of
 from ssd_loop.store import Finished
@@ -42,7 +43,19 @@ class Findings:
 
 
 def verify(place: Place) -> Findings:
-    """Everything that is wrong with a run."""
+    """Everything that is wrong with a run.
+
+    What is found is looked for a second time: a run that is going on changes while it is read.
+    """
+    found = _look(place)
+    if found.damaged:
+        again = _look(place)
+        again.damaged = [finding for finding in again.damaged if finding in found.damaged]
+        return again
+    return found
+
+
+def _look(place: Place) -> Findings:
     found = Findings()
     start = _run_files(place, found)
     finished: dict[tuple[int, str], Finished] = {}
@@ -52,8 +65,9 @@ def verify(place: Place) -> Findings:
         for folder in folders:
             for n, stage, done in _stages(place, folder, found, task):
                 finished[n, stage] = done
-    found.damaged += _chain(place, finished, start)
-    found.damaged += _gaps(place, finished, start)
+    if (place.folder / RUN_FILE).exists():  # else nobody knows where the run began
+        found.damaged += _chain(place, finished, start)
+        found.damaged += _gaps(place, finished, start)
     found.damaged += _compositions(place)
     found.damaged += _best(place, finished)
     return found
@@ -130,10 +144,14 @@ def _folder(path: Path, n: int, stage: str, found: Findings, task: progress.Task
     found.files += len(done.manifest.outputs) - len(absent)
     for name, reason in store.damages(done, absent):
         found.damaged.append((path / name, reason))
+    if absent and (stage != "merge" or not all(Path(name).match(WEIGHT_FILES) for name in absent)):
+        found.damaged.append((path / store.PRUNED, "names files that are never pruned"))
     known = {*done.manifest.outputs, store.MANIFEST, store.PRUNED}
     for file in sorted(path.rglob("*")):
         task.advance()
-        if file.is_symlink() or (file.is_file() and file.relative_to(path).as_posix() not in known):
+        if file.name.endswith(UNFINISHED):
+            found.unfinished.append(file)
+        elif file.is_symlink() or (file.is_file() and file.relative_to(path).as_posix() not in known):
             found.damaged.append((file, "is foreign: no manifest names it"))
     return done
 
@@ -180,6 +198,10 @@ def _compositions(place: Place) -> Iterator[tuple[Path, str]]:
             continue
         if base not in (None, content.base.content_hash):
             yield path, f"names another base than {RUN_FILE}"
+        merged = _finished(place.stage(n, "merge"))
+        named = [_finished(composition.folder_of(folder, part)) for part in content.adapters]
+        if merged and all(named) and composition.merged_from(merged) != {d.as_input for d in named if d}:
+            yield path, f"does not name what {merged.path.name} was merged from"
         for part in content.adapters:
             adapter = composition.folder_of(folder, part)
             if not adapter.is_dir():
@@ -189,12 +211,17 @@ def _compositions(place: Place) -> Iterator[tuple[Path, str]]:
 
 
 def _weights_hash(adapter: Path) -> str | None:
-    """What an adapter's manifest says of its weights; None if it cannot be believed, reported elsewhere."""
+    """What an adapter's manifest says of its weights; None if it cannot be believed."""
+    done = _finished(adapter)
+    return done.manifest.outputs.get(WEIGHTS, {}).get("sha256") if done else None
+
+
+def _finished(folder: Path) -> Finished | None:
+    """A finished folder; None also where its manifest cannot be believed, which is reported elsewhere."""
     try:
-        done = store.finished(adapter)
+        return store.finished(folder)
     except BadArtifactError:
         return None
-    return done.manifest.outputs.get(WEIGHTS, {}).get("sha256") if done else None
 
 
 def _best(place: Place, finished: dict[tuple[int, str], Finished]) -> Iterator[tuple[Path, str]]:
@@ -208,7 +235,7 @@ def _best(place: Place, finished: dict[tuple[int, str], Finished]) -> Iterator[t
     except BadArtifactError:
         return  # reported with its file
     if not link.is_symlink():
-        yield link, "is missing" if not link.exists() else "is no link"
+        yield link, "is missing (running the run again sets it)" if not link.exists() else "is no link"
     elif os.readlink(link) != round_name(best):
         yield link, f"points at {os.readlink(link)}, and the last decision names {round_name(best)}"
     elif not link.is_dir():

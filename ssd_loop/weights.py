@@ -10,6 +10,7 @@ from typing import Any
 
 from ssd_loop import composition, evaluation, gate, merging, progress, store
 from ssd_loop.composition import Composition
+from ssd_loop.errors import BadArtifactError
 from ssd_loop.lora import Term
 from ssd_loop.rounding import Rounding
 from ssd_loop.running import Run, step, timed
@@ -65,7 +66,8 @@ def write_composition(run: Run, n: int, terms: Terms) -> None:
         base=run.base,
         rounding=run.config.merge.rounding,
         adapters=tuple(composition.part_of(adapter, weight) for adapter, weight in terms),
-        settings=composition.settings_of(run.config),
+        settings=composition.settings_of(run.config, run.bench.engine_name),
+        data=run.data,
     )
     composition.write(run.place.checkpoint(n), content)
 
@@ -78,6 +80,11 @@ def handed_over(run: Run, n: int, baseline: Finished) -> Model:
     content = composition.read(folder)
     terms = tuple(composition.adapters_of(folder, content))
     if done := store.finished(run.place.stage(n, "merge")):
+        if composition.merged_from(done) != {adapter.as_input for adapter, _ in terms}:
+            raise BadArtifactError(
+                f"{folder / composition.COMPOSITION} does not name what {done.path} was merged from; restore "
+                "it from a copy"
+            )
         return Model(n, done.path, done.as_input, terms, done, content.rounding)
     return _merged(run, n, terms, content.rounding, baseline)
 

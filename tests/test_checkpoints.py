@@ -17,6 +17,7 @@ from ssd_loop.store import Input
 from ssd_loop.training import WEIGHTS
 
 PANELS = {"heldout": Input("h0"), "probe": Input("p0")}
+DATA = {"prompts": "t0", "heldout": "h0", "probe": "p0"}
 CONFIG = load(None, {"sample": {"temperature": 1.2}})
 FILES = {
     "train": WEIGHTS,
@@ -48,7 +49,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run `mine` of two rounds, seen from its own folder."""
     monkeypatch.chdir(tmp_path)
     place = Place(Path(), "mine")
-    about = {"config": CONFIG.model_dump(mode="json", exclude={"rounds"})}
+    config = CONFIG.model_dump(mode="json", exclude={"rounds"})
+    about = {"config": config, "data": DATA, "engine": "vllm"}
     durable.write_sealed(place.folder / RUN_FILE, about)
     stage(place, 0, "evaluate", PANELS)
     terms = []
@@ -60,8 +62,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             stage(place, n, "merge")
             stage(place, n, "evaluate")
         base = Base("some/model", None, "some/model", "bfloat16", "c0ffee")
-        settings = composition.settings_of(CONFIG)
-        composition.write(place.checkpoint(n), Composition(base, "stochastic", tuple(terms), settings))
+        settings = composition.settings_of(CONFIG, "vllm")
+        content = Composition(base, "stochastic", tuple(terms), settings, DATA)
+        composition.write(place.checkpoint(n), content)
     durable.point_link(place.weights / "best", "round_001")
     return Path()
 
@@ -138,13 +141,12 @@ def test_a_fork_that_exists_goes_on_with_its_own_settings(root: Path) -> None:
 
 
 def test_a_fork_outlives_its_parent(root: Path) -> None:
-    about = {"config": {}, "parent": locate("mine@1", root).identity()}
+    about = {"config": {}, "parent": locate("mine@1", root).identity(), "resumed_from": "mine@best"}
     durable.write_sealed(Path("rounds/fork") / RUN_FILE, about)
-    assert origin_of("mine@1", "fork", root) is not None
+    assert origin_of("mine@best", "fork", root) is not None
     shutil.rmtree("checkpoints/mine")
-    assert origin_of("mine@1", "fork", root) is None
-    assert origin_of("checkpoints/mine/round_001/", "fork", root) is None
-    for text, run in (("mine@2", "fork"), ("mine@1", "other")):
+    assert origin_of("mine@best", "fork", root) is None
+    for text, run in (("mine@2", "fork"), ("mine@best", "other")):
         with pytest.raises(ConfigError):
             origin_of(text, run, root)
 
@@ -158,7 +160,7 @@ def test_changed_sampling_filters_and_training_are_listed(root: Path) -> None:
     }
     origin = locate("mine@1", root)
     config = load(None, flags, checkpoints.settings_of(origin))
-    assert changes(origin, config, PANELS) == [
+    assert changes(origin, config, DATA, "vllm") == [
         "sample.temperature: 1.2 -> 1.6",
         "filter.filters: ['raw'] -> ['unparsable']",
         "train.start_from: previous -> base",
@@ -182,20 +184,50 @@ def test_what_decides_the_measuring_may_not_change(root: Path, flags, named: str
     origin = locate("mine@1", root)
     config = load(None, flags, checkpoints.settings_of(origin))
     with pytest.raises(StaleOutputError, match=named):
-        changes(origin, config, PANELS)
+        changes(origin, config, DATA, "vllm")
 
 
 def test_other_problems_in_a_panel_are_refused(root: Path) -> None:
     origin = locate("mine@1", root)
     with pytest.raises(StaleOutputError, match="panel heldout"):
-        changes(origin, CONFIG, PANELS | {"heldout": Input("h1")})
+        changes(origin, CONFIG, DATA | {"heldout": "h1"}, "vllm")
+
+
+def test_another_engine_is_refused_though_the_setting_is_the_same(root: Path) -> None:
+    with pytest.raises(StaleOutputError, match="the engine is transformers, not vllm"):
+        changes(locate("mine@1", root), CONFIG, DATA, "transformers")
+
+
+def test_other_prompts_are_listed(root: Path) -> None:
+    assert changes(locate("mine@1", root), CONFIG, DATA | {"prompts": "t1"}, "vllm") == [
+        "prompts: other tasks"
+    ]
 
 
 def test_a_checkpoint_alone_brings_no_baseline_to_compare_with(root: Path) -> None:
+    shutil.rmtree("rounds/mine")
+    origin = locate("mine@1", root)
+    config = load(None, {"evaluate": {"limit": 3}}, checkpoints.settings_of(origin))
+    other = DATA | {"heldout": "h1"}
+    assert changes(origin, config, other, "transformers") == ["evaluate.limit: 60 -> 3"]
+
+
+def test_a_baseline_without_run_json_is_still_compared_with(root: Path) -> None:
     (Path("rounds/mine") / RUN_FILE).unlink()
     origin = locate("mine@1", root)
     config = load(None, {"evaluate": {"limit": 3}}, checkpoints.settings_of(origin))
-    assert changes(origin, config, PANELS | {"heldout": Input("h1")}) == ["evaluate.limit: 60 -> 3"]
+    with pytest.raises(StaleOutputError, match=r"evaluate\.limit: 60 -> 3"):
+        changes(origin, config, DATA, "vllm")
+
+
+def test_checkpoints_may_be_a_link_to_a_larger_disk(root: Path, tmp_path: Path) -> None:
+    shutil.move("checkpoints", tmp_path / "large")
+    Path("checkpoints").symlink_to(tmp_path / "large")
+    there = str(tmp_path / "checkpoints/mine/round_002")
+    for text in ("mine@2", "checkpoints/mine/round_002", "mine@best", there):
+        origin = locate(text, root)
+        assert origin.place == Place(Path(), "mine")
+        assert origin.is_in(root, "mine")
 
 
 def copied(place: Place) -> set[str]:
@@ -254,6 +286,7 @@ def test_a_missing_adapter_is_named(root: Path) -> None:
 
 def test_a_pruned_model_is_not_copied(root: Path) -> None:
     merged = store.finished(Path("checkpoints/mine/round_002/merged"))
+    assert merged is not None
     store.prune(merged, ["model.safetensors"])
     hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False)
     assert not Path("checkpoints/fork/round_002/merged").exists()

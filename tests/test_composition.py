@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ssd_loop
 from ssd_loop import composition, store
 from ssd_loop.composition import COMPOSITION, Base, Composition, Part
 from ssd_loop.config import RunConfig
@@ -20,7 +21,9 @@ BASE = Base("some/model", None, "some/model", "bfloat16", "c0ffee")
 
 
 def content(*parts: Part) -> Composition:
-    return Composition(BASE, "stochastic", parts, composition.settings_of(RunConfig()))
+    return Composition(
+        BASE, "stochastic", parts, composition.settings_of(RunConfig(), "transformers"), {"prompts": "p0"}
+    )
 
 
 def adapter(folder: Path, text: str = "weights") -> store.Finished:
@@ -81,8 +84,8 @@ def test_the_same_weights_are_not_written_again(tmp_path: Path) -> None:
 def test_the_settings_make_the_same_run_again() -> None:
     flags = {"sample": {"temperature": 1.6}, "train": {"start_from": "base", "human_share": 0.2}}
     config = load(None, flags)
-    again = load(None, {}, composition.settings_of(config))
-    assert composition.settings_of(again) == composition.settings_of(config)
+    again = load(None, {}, composition.settings_of(config, "vllm"))
+    assert composition.settings_of(again, "vllm") == composition.settings_of(config, "vllm")
     assert again.train == config.train
     assert again.sample == config.sample
 
@@ -93,8 +96,27 @@ def test_nothing_in_it_belongs_to_a_machine(tmp_path: Path) -> None:
     )
     base = composition.describe_base(config, ResolvedModel(tmp_path, "model", "bfloat16"), "c0ffee")
     assert base.name is None
-    text = json.dumps(composition.settings_of(config))
+    text = json.dumps(composition.settings_of(config, "vllm"))
     assert str(tmp_path) not in text
+    assert '"source": "mine.jsonl"' in text
     hub = load(None, {"model": {"name": "owner/model", "revision": "abc"}})
     base = composition.describe_base(hub, ResolvedModel(tmp_path, "owner/model", "bfloat16"), "c0ffee")
     assert (base.name, base.revision) == ("owner/model", "abc")
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(ssd_loop.__file__).parent.parent / "configs").glob("*.yaml")))
+def test_the_settings_of_every_recipe_are_enough_to_go_on_with(recipe: Path) -> None:
+    config = load(recipe, {})
+    again = load(None, {}, composition.settings_of(config, "vllm"))
+    assert again.prompts == config.prompts
+    assert again.evaluate == config.evaluate
+    assert again.engine.max_model_len == config.engine.max_model_len
+
+
+def test_a_renamed_base_folder_is_the_same_base(tmp_path: Path) -> None:
+    composition.write(tmp_path, content())
+    before = (tmp_path / COMPOSITION).read_bytes()
+    composition.write(tmp_path, replace(content(), base=replace(BASE, name=None, title="moved")))
+    assert (tmp_path / COMPOSITION).read_bytes() == before
+    composition.write(tmp_path, replace(content(), base=replace(BASE, content_hash="decaf")))
+    assert (tmp_path / COMPOSITION).read_bytes() != before

@@ -28,7 +28,7 @@ FILES = {
     "merge": "model.safetensors",
     "evaluate": "report.json",
 }
-SETTINGS = composition.settings_of(RunConfig())
+SETTINGS = composition.settings_of(RunConfig(), "transformers")
 
 
 def stage(place: Place, n: int, name: str, inputs: dict[str, Input]) -> Finished:
@@ -52,15 +52,18 @@ def make(place: Place, rounds: int = 2) -> None:
     durable.write_sealed(place.folder / RUN_FILE, about)
     durable.append_jsonl(place.folder / "events.jsonl", {"a": 1})
     done = stage(place, 0, "evaluate", {"model": Input("c0ffee")})
+    adapters: dict[str, Input] = {}
     parts: list[composition.Part] = []
     for n in range(rounds + 1):
         if n:
             for name in STAGES:
-                done = stage(place, n, name, {"before": done.as_input})
+                merged = adapters if name == "merge" else {}
+                done = stage(place, n, name, {"before": done.as_input, **merged})
                 if name == "train":
                     parts.append(composition.part_of(done))
+                    adapters[f"adapter_{n:03d}"] = done.as_input
         content = Composition(
-            Base(None, None, "tiny", "bfloat16", "c0ffee"), "stochastic", tuple(parts), SETTINGS
+            Base(None, None, "tiny", "bfloat16", "c0ffee"), "stochastic", tuple(parts), SETTINGS, {}
         )
         composition.write(place.checkpoint(n), content)
     durable.point_link(place.weights / "best", "round_000")
@@ -177,6 +180,18 @@ def test_stages_of_another_run_do_not_pass(place: Place, tmp_path: Path) -> None
 def test_best_must_be_what_the_last_decision_says(place: Place) -> None:
     durable.point_link(place.weights / "best", "round_002")
     assert "points at round_002" in found(place)["checkpoints/mine/best"]
+
+
+def test_a_composition_of_another_round_is_noticed(place: Place) -> None:
+    shutil.copy("checkpoints/mine/round_001/composition.json", "checkpoints/mine/round_002/composition.json")
+    assert "merged from" in found(place)["checkpoints/mine/round_002/composition.json"]
+
+
+def test_a_note_of_pruning_does_not_hide_a_deleted_adapter(place: Place) -> None:
+    adapter = store.finished(place.stage(1, "train"))
+    assert adapter is not None
+    store.prune(adapter, [WEIGHTS])
+    assert "never pruned" in found(place)["checkpoints/mine/round_001/adapter/pruned.json"]
 
 
 def test_a_swapped_adapter_is_noticed_though_its_own_manifest_holds(place: Place) -> None:
