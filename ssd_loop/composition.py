@@ -7,7 +7,7 @@ it also holds the settings of the run and the name of the base, in no form that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Composition:
     rounding: Rounding
     adapters: tuple[Part, ...]
     settings: Mapping[str, Any]
-    data: Mapping[str, str]
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def weights(self) -> dict[str, Any]:
         """What decides the weights, and nothing else."""
