@@ -196,18 +196,10 @@ def float_dtypes(folder: Path) -> set[str]:
 
 def download(name: str, revision: str | None) -> Path:
     """The folder of a Hub model, with what a safetensors model needs and nothing else."""
-    import tenacity
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_passing),
-        stop=tenacity.stop_after_attempt(1 if constants.HF_HUB_OFFLINE else HUB_ATTEMPTS),
-        wait=tenacity.wait_exponential(multiplier=1, max=10),
-        before_sleep=lambda _state: log.warning("cannot reach the Hub for %s; trying again", name),
-        reraise=True,
-    )
     try:
-        folder = attempts(
+        folder = hub_attempts(name)(
             snapshot_download,
             name,
             revision=revision,
@@ -244,13 +236,27 @@ def download(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
+def hub_attempts(name: str) -> Any:
+    """Calls what asks the Hub for `name`, and again after a passing fault."""
+    import tenacity
+    from huggingface_hub import constants
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_attempt(1 if constants.HF_HUB_OFFLINE else HUB_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=1, max=10),
+        before_sleep=lambda _state: log.warning("cannot reach the Hub for %s; trying again", name),
+        reraise=True,
+    )
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether asking the Hub again may help: no connection, too many requests, or its own fault."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code == 429 or error.response.status_code >= 500
-    passing = (errors.HTTPError, errors.LocalEntryNotFoundError)  # type: ignore[attr-defined]
+    passing = (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)  # type: ignore[attr-defined]
     return isinstance(error, passing)
 
 

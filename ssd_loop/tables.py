@@ -6,7 +6,6 @@ Only the columns that the settings name are read. No code that comes with a data
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from typing import Any, TypeVar
 from ssd_loop import models, progress
 from ssd_loop.config import ColumnName, DataConfig
 from ssd_loop.errors import ConfigError, SsdLoopError
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -219,19 +216,12 @@ def _hub_file(name: str, revision: str | None, file: str, config: DataConfig, wh
 
 def _ask_hub(ask: Callable[[], T], config: DataConfig, where: str) -> T:
     """What the Hub gives, asked again after a passing fault."""
-    import tenacity
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
-        stop=tenacity.stop_after_attempt(1 if constants.HF_HUB_OFFLINE else models.HUB_ATTEMPTS),
-        wait=tenacity.wait_exponential(multiplier=1, max=10),
-        before_sleep=lambda _: log.warning("cannot reach the Hub for %s; trying again", config.source),
-        reraise=True,
-    )
     setting = f"{where}.source = {config.source!r}"
     try:
-        return attempts(ask)
+        given: T = models.hub_attempts(config.source)(ask)
+        return given
     except errors.GatedRepoError as error:
         raise ConfigError(
             f"{setting} is gated on the Hub; accept its licence there and log in with `hf auth login`"
@@ -261,10 +251,6 @@ def _ask_hub(ask: Callable[[], T], config: DataConfig, where: str) -> T:
             f"{setting} cannot be read or stored ({error.strerror}); make room or set HF_HOME to another "
             "folder"
         ) from error
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError) or models.is_passing(error)
 
 
 @contextmanager
