@@ -174,9 +174,9 @@ def _stage_cell(stage: dict[str, Any] | None) -> str:
         return "-"
     if stage["state"] == "partial":
         return "unfinished"
-    if stage["state"] == "pruned":
-        return f"{stage['seconds']:.0f} s, pruned"
     metrics = stage["metrics"]
     tokens = metrics.get("tokens") or metrics.get("tokens_trained") or metrics.get("kept_tokens")
-    seconds = f"{stage['seconds']:.0f} s"
-    return f"{tokens:,} tok, {seconds}" if tokens else seconds
+    # A stage that this run never attempted was handed over by the run that it started from.
+    parts = [f"{tokens:,} tok"] if tokens else []
+    parts.append(f"{stage['seconds']:.0f} s" if stage["attempts"] else "copied")
+    return ", ".join([*parts, *(["pruned"] if stage["state"] == "pruned" else [])])
