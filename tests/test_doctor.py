@@ -441,7 +441,7 @@ def test_the_stored_and_the_running_dtype_are_told(tmp_path: Path, monkeypatch: 
 def test_nearest_rounding_of_16_bits_is_warned_of(tiny_llama: Path) -> None:
     assert found(tiny_llama, merge={"rounding": "nearest"})["dtype"].verdict == "warn"
     given = {"rounding": "nearest", "slow": False}
-    assert "70 %" in checks.judge_dtype({"bfloat16"}, "bfloat16", **given).detail
+    assert "78 %" in checks.judge_dtype({"bfloat16"}, "bfloat16", **given).detail
     assert checks.judge_dtype({"float32"}, "float32", **given).verdict == "pass"
 
 
