@@ -175,7 +175,8 @@ def changes(origin: Origin, config: RunConfig, data: Mapping[str, str], engine: 
     old = load(None, {}, settings_of(origin)).model_dump(mode="json")
     changed = differences(old, config.model_dump(mode="json"))
     others = [name for name, known in origin.data().items() if data.get(name) != known]
-    listed = changed + (["prompts: other tasks"] if PROMPTS in others else [])
+    explained = any(line.startswith(f"{PROMPTS}.") for line in changed)
+    listed = changed + (["prompts: other tasks"] if PROMPTS in others and not explained else [])
     if store.finished(origin.place.stage(0, "evaluate")) is None:
         return listed  # no baseline comes along: everything is measured anew
     refused = [line for line in changed if line.partition(".")[0] not in FREE_SECTIONS]

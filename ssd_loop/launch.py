@@ -191,9 +191,9 @@ def _check_same(
     if origin is not None and not origin.is_in(place.root, place.run):
         checkpoints.check_origin(about, origin, place.run)
     changed = differences(about["config"], config.model_dump(mode="json"))
-    changed += [
-        f"{name}: other tasks" for name, known in about.get("data", {}).items() if data.get(name) != known
-    ]
+    if not changed:  # else a setting explains why the tasks are others
+        known = about.get("data", {})
+        changed = [f"{name}: other tasks" for name in known if data.get(name) != known[name]]
     if engine != about["engine"]:
         changed.append(f"engine: {about['engine']} -> {engine}")
     if changed:
