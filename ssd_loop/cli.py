@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from ssd_loop import __version__
-from ssd_loop.config import EvaluateOptions, RunConfig
+from ssd_loop.config import DecideOptions, EvaluateOptions, RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 
@@ -48,9 +48,17 @@ Write a round's merged model, or with --adapter ONE adapter for the base: a roun
 on the base is a wrong model from round 2 on, because it was trained on top of the earlier ones.
 """
 
+DECIDE_DESCRIPTION = """\
+Replay the decision rule over a finished run, with the run's own settings or other ones, and compare with what
+was decided. Writes nothing. For example, half the tolerated loss and a tighter error rate:
+  decide default --monitor.margins heldout_pass_at_1=0.005 --monitor.false_alarm_rate 0.02
+Samples are not drawn again: a second look that the run did not take cannot be taken here.
+"""
+
 DOCTOR_DESCRIPTION = """\
 Check a model and this machine with the settings of a run, before anything is spent: one line per check,
-pass, warn or fail with what to do. Exits with 1 if a check fails.
+pass, warn or fail with what to do. Exits with 1 if a check fails. With a MODEL named it also draws some
+answers (a minute or two) and says whether they hold something to consolidate.
 """
 
 EXIT_CODES = """\
@@ -95,7 +103,7 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     parser, sources = _parser()
-    commands = ("run", "status", "evaluate", "verify", "export", "doctor", "sandbox")
+    commands = ("run", "status", "decide", "evaluate", "verify", "export", "doctor", "sandbox")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_FLAGS):
         arguments = ["run", *arguments]
     elif arguments[0] not in commands and not arguments[0].startswith("-"):
@@ -167,6 +175,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     status.add_argument("run", nargs="?", metavar="RUN", help="name of the run; default: the only one")
     status.add_argument("--json", action="store_true", help="print JSON for scripts")
 
+    decide = command(
+        "decide",
+        "the decision rule over a finished run again, with other margins or error rate",
+        _decide,
+        description=DECIDE_DESCRIPTION,
+        usage=f"{PROGRAM} decide RUN [--json] [--monitor.SETTING VALUE]...",
+    )
+    decide.add_argument("run", metavar="RUN", help="name of the run")
+    decide.add_argument("--json", action="store_true", help="print JSON for scripts")
+
     evaluate = command(
         "evaluate",
         "pass@k of any model folder or Hub id on the panels",
@@ -207,6 +225,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
 
     sources = {
         "run": _settings(RunConfig, run),
+        "decide": _settings(DecideOptions, decide),
         "evaluate": _settings(EvaluateOptions, evaluate),
         "doctor": _settings(RunConfig, doctor),
     }
@@ -256,6 +275,18 @@ def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         print(json.dumps(state))
     else:
         status.show(state, status.console())
+    return 0
+
+
+def _decide(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop import deciding
+    from ssd_loop.report.status import console
+
+    found = list(deciding.replay(Path(), options.run, flags.get("monitor", {})))
+    if options.json:
+        print(json.dumps([one.now.to_json() for one in found]))
+    else:
+        deciding.show(found, console())
     return 0
 
 
@@ -315,7 +346,7 @@ def _doctor(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
     if options.target is not None:
         flags = {**flags, "model": {**flags.get("model", {}), "name": options.target}}
-    found = doctor.examine(load(options.config, flags))
+    found = doctor.examine(load(options.config, flags), samples=options.target is not None)
     findings = list(found) if options.json else list(doctor.show(found, console()))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings]))

@@ -33,8 +33,46 @@ FilterName = Literal[
     "surprise",
     "raw",
 ]
-PanelName = Literal["probe", "heldout", "ood", "report"]
-SAMPLES_PER_PROBLEM: dict[PanelName, int] = {"probe": 2, "heldout": 2, "ood": 1, "report": 1}
+PanelName = Literal["probe", "heldout", "ood", "twin", "report"]
+SAMPLES_PER_PROBLEM: dict[PanelName, int] = {
+    "probe": 2,
+    "heldout": 2,
+    "ood": 1,
+    "twin": 2,
+    "report": 1,
+}
+MonitorName = Literal[
+    "heldout_pass_at_1",
+    "heldout_coverage",
+    "hard_tier_pass_at_1",
+    "gate_precision",
+    "ood_pass_at_1",
+    "twin_gap",
+    "reference_nll",
+    "richness",
+    "wrong_agreement",
+    "fork_loss",
+    "lock_leakage",
+    "dead_share",
+    "recycling",
+    "self_judgement",
+]
+MARGINS: dict[MonitorName, float] = {
+    "heldout_pass_at_1": 0.01,
+    "heldout_coverage": 0.02,
+    "hard_tier_pass_at_1": 0.02,
+    "gate_precision": 0.02,
+    "ood_pass_at_1": 0.02,
+    "twin_gap": 0.03,
+    "reference_nll": 0.03,  # nats per token
+    "richness": 0.15,  # share of round 0's
+    "wrong_agreement": 0.05,
+    "fork_loss": 0.15,  # share of round 0's entropy
+    "lock_leakage": 0.005,
+    "dead_share": 0.05,
+    "recycling": 0.10,
+    "self_judgement": 0.03,  # area under the curve
+}
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -284,6 +322,15 @@ class TrainConfig(Section):
     human_share: float = added_later(
         0.0, "Share of training rows that are human-written solutions of the prompts (ours).", ge=0.0, lt=1.0
     )
+    probe_every: int = Field(
+        8, ge=0, description="Steps between probes of reference NLL inside training; 0 = none (ours)."
+    )
+    probe_margin: float = Field(
+        0.1,
+        gt=0.0,
+        description="Rise of reference NLL since the round's first step, nats per token, that is a cliff and "
+        "ends the run at its best round (ours; the test adds four standard errors).",
+    )
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainConfig:
@@ -307,7 +354,10 @@ class EvaluateConfig(Section):
     """How every round is measured; the same in all rounds."""
 
     panels: tuple[PanelName, ...] = Field(
-        ("probe", "heldout", "ood"), min_length=1, description="Problem sets measured each round."
+        ("probe", "heldout", "ood"),
+        min_length=1,
+        description="Problem sets measured each round; twin: the held-out problems with other names, which "
+        "show whether their text was learned by heart.",
     )
     sources: dict[PanelName, DataConfig] = speed_only(
         {}, "Panels that take other tasks than the built-in ones, each with the fields of `prompts`."
@@ -348,6 +398,8 @@ class EvaluateConfig(Section):
         if len(set(self.panels)) != len(self.panels):
             raise ValueError("evaluate.panels names a panel twice")
         for panel, data in self.sources.items():
+            if panel == "twin":
+                raise ValueError("sources.twin cannot be set: twins are made of the heldout problems")
             if data.source == "builtin" or data.checker == "none":
                 raise ValueError(f"sources.{panel} needs a source and a checker")
         most = max(self.counts[panel] for panel in self.panels)
@@ -382,22 +434,40 @@ class MonitorConfig(Section):
         description="Chance that a healthy run of `horizon` rounds is stopped.",
     )
     horizon: int = Field(10, ge=1, le=1000, description="Rounds the false-alarm rate holds for.")
-    pass_margin: Share = Field(
-        0.01, description="Loss of held-out pass@1 that is tolerated (collapse literature, M6)."
+    margins: dict[MonitorName, Annotated[float, Field(ge=0.0)]] = Field(
+        dict(MARGINS),
+        description="Worsening that is tolerated, by monitor: NAME=NUMBER for some (collapse literature, "
+        "section 7).",
     )
-    ood_margin: Share = Field(0.02, description="Loss of ood accuracy that is tolerated (M7).")
-    nll_margin: float = Field(
-        0.03, ge=0.0, description="Rise of reference NLL that is tolerated, nats per token (M1)."
+    second_look: int = Field(
+        3,
+        ge=0,
+        le=16,
+        description="Times a panel's samples that are drawn again before an alarm; 0 = no second look.",
     )
-    diversity_margin: Share = Field(
-        0.15, description="Relative loss of structural diversity that is tolerated (M4)."
+    remedy: Literal["none", "accumulate", "interpolate"] = Field(
+        "none",
+        description="Tried once where a run collapses without harm, before a stop: train on all rounds' "
+        "samples from then on, or go on halfway back to the best round (WiSE-FT, arXiv 2504.10478).",
     )
-    truncated_limit: Share = Field(
-        0.95, description="Hard guard: share of held-out answers cut by length (ours)."
+    futility_gain: Share = Field(
+        0.005,
+        description="Stop if two rounds in a row surely gain less held-out pass@1 than this over the best; "
+        "0 = never (ours).",
     )
-    unparsable_limit: Share = Field(
-        0.95, description="Hard guard: share of held-out answers whose code does not parse (ours)."
+    degenerate_floor: Share = Field(
+        0.05,
+        description="Hard guard: share of cut, looping or unparsable held-out answers that is always "
+        "tolerated; beyond it, three times round 0's odds (collapse literature, section 5.2 step 8).",
     )
+    merge_residual: float = Field(
+        0.01, ge=0.0, description="Hard guard: change of reference NLL by writing the weights, nats (M13)."
+    )
+
+    @field_validator("margins", mode="after")
+    @classmethod
+    def _every_monitor_has_a_margin(cls, value: dict[MonitorName, float]) -> dict[MonitorName, float]:
+        return {**MARGINS, **value}
 
 
 class TrackConfig(Section):
@@ -452,6 +522,12 @@ class RunConfig(Section):
                 f"{self.engine.max_model_len}"
             )
         return self
+
+
+class DecideOptions(Section):
+    """The settings that `decide RUN` has a use for."""
+
+    monitor: MonitorConfig = MonitorConfig()
 
 
 class EvaluateOptions(Section):

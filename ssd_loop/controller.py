@@ -6,50 +6,42 @@ are skipped, and the first missing one is where work goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ssd_loop import (
-    durable,
-    evaluation,
-    filtering,
-    judging,
-    mixing,
-    progress,
-    sampling,
-    store,
-    training,
-    weights,
-)
+from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling, store, training, weights
 from ssd_loop.composition import COMPOSITION
+from ssd_loop.measuring import drawing_settings, evaluate, templating
 from ssd_loop.monitors import rule
-from ssd_loop.place import BEST, CONTINUED, Place, round_name
 from ssd_loop.prompts import content_input
 from ssd_loop.records import Sample, derive_seed, read_rows
 from ssd_loop.running import Run, step
-from ssd_loop.store import Finished, Input, Metrics
+from ssd_loop.store import Finished, Metrics
+from ssd_loop.verdicts import accumulating, discard, earlier_decisions, monitor, obeys, remedied
 from ssd_loop.weights import Model, base_model, merge
-from ssd_loop.workbench import Workbench
 
 
 def run_rounds(run: Run) -> rule.Decision | None:
     """Repeat self-distillation until the rounds are done (None) or the monitors stop it (their decision)."""
     base = base_model(run)
     model, kept, history = begin(run)
-    decision = start_decision(run, history)
-    if decision and obeys(run, decision):
-        return decision
+    decisions = earlier_decisions(run)
+    if decisions and obeys(run, decisions[-1]):
+        return decisions[-1]
+    model = remedied(run, model, decisions, history[0])
     for n in range(run.start + 1, run.config.rounds + 1):
         samples = sample(run, n, base if run.config.sample.policy == "base" else model)
         kept.append(filter_samples(run, n, samples))
         begun = base if run.config.train.start_from == "base" else model
-        adapter = train(run, n, begun, kept)
+        adapter = train(run, n, begun, kept, history[0], decisions)
+        if "cliff_step" in adapter.manifest.metrics:
+            return discard(run, n, adapter, history)
         model = merge(run, n, begun, adapter, history[0])
         history.append(evaluate(run, n, model, history[0]))
-        decision = monitor(run, n, history)
-        if obeys(run, decision):
-            return decision
+        decisions.append(monitor(run, n, model, kept[-1], history, decisions))
+        if obeys(run, decisions[-1]):
+            return decisions[-1]
+        model = remedied(run, model, decisions, history[0])
     return None
 
 
@@ -71,15 +63,6 @@ def begin(run: Run) -> tuple[Model, list[Finished], list[Finished]]:
         done = store.finished(run.place.stage(run.start, "evaluate"))
         measured.append(done or evaluate(run, run.start, model, baseline))
     return model, [done for done in kept if done], measured
-
-
-def start_decision(run: Run, history: Sequence[Finished]) -> rule.Decision | None:
-    """The decision after the round of its own that a run goes on from; made now if it was cut short."""
-    if run.begins != "own round" or run.start == 0:
-        return None
-    if done := store.finished(run.place.stage(run.start, "monitor")):
-        return rule.read_decision(store.checked(done))
-    return monitor(run, run.start, history)
 
 
 def sample(run: Run, n: int, model: Model) -> Finished:
@@ -126,16 +109,27 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     return step(run, n, "filter", filtering.STAGE_VERSION, settings, inputs, work)
 
 
-def train(run: Run, n: int, begun: Model, kept: Sequence[Finished]) -> Finished:
+def train(
+    run: Run,
+    n: int,
+    begun: Model,
+    kept: Sequence[Finished],
+    baseline: Finished,
+    decisions: Sequence[rule.Decision],
+) -> Finished:
     """Fine-tune an adapter on `begun` with the kept samples, the current round's last."""
     config, seed = run.config.train, run.config.sample.seed
-    used = kept[-1:] if config.data_policy == "replace" else kept
+    remedy = accumulating(run, decisions)
+    policy = "accumulate" if remedy else config.data_policy
+    used = kept[-1:] if policy == "replace" else kept
+    probed = bool(config.probe_every) and run.config.monitor.action == "stop"
 
     def work(out: Path) -> Metrics:
         rounds = [read_rows(store.checked(done) / filtering.KEPT, Sample) for done in used]
-        samples = mixing.chosen(config.data_policy, rounds, derive_seed(seed, n, "subsample"))
+        samples = mixing.chosen(policy, rounds, derive_seed(seed, n, "subsample"))
         rows = [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
         human = human_rows(run, n, len(rows))
+        texts = evaluation.read_reference(store.checked(baseline)) if probed else []
         folder = weights.ready(run, begun)
         run.bench.release()
         steps = training.step_count(config, len(rows) + len(human))
@@ -148,12 +142,17 @@ def train(run: Run, n: int, begun: Model, kept: Sequence[Finished]) -> Finished:
                 device=run.bench.device,
                 out=out,
                 on_step=lambda step, total, loss: task.advance(),
+                probe=texts,
             )
         return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
 
     inputs = {"model": begun.source, "kept": kept[-1].as_input}
     inputs |= {f"kept_{done.manifest.round:03d}": done.as_input for done in used[:-1]}
-    settings = config.result_settings() | {"seed": seed}
+    if remedy:
+        inputs["remedy"] = remedy.as_input
+    if probed:
+        inputs["probe"] = baseline.as_input
+    settings = config.result_settings() | {"seed": seed, "probed": probed}
     if config.human_share:
         inputs["prompts"] = content_input(run.prompts)
         settings |= templating(run.bench)
@@ -173,134 +172,3 @@ def human_rows(run: Run, n: int, sampled: int) -> list[training.TrainingRow]:
     if len(rows) < wanted:
         progress.say(f"warning: {wanted} human-written rows are asked for and the prompts have {len(rows)}")
     return rows
-
-
-def evaluate(run: Run, n: int, model: Model, baseline: Finished | None) -> Finished:
-    """Measure the round's weights; round 0 with more samples."""
-    config = run.config.evaluate
-    counts = evaluation.sample_counts(config, baseline=baseline is None)
-    work = measuring(run.bench, n, lambda: weights.ready(run, model), counts, baseline)
-    inputs = {"model": model.source, **evaluation.problem_inputs(config)}
-    if baseline:
-        inputs["baseline"] = baseline.as_input
-    else:
-        weights.write_composition(run, n, ())
-    settings = evaluation_settings(run.bench)
-    return step(run, n, "evaluate", evaluation.STAGE_VERSION, settings, inputs, work)
-
-
-def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
-    """Measure the base model outside any run, with the sample counts of a later round."""
-    counts = evaluation.sample_counts(bench.config.evaluate, baseline=False)
-    return store.step(
-        folder,
-        stage="evaluate",
-        round_index=0,
-        version=evaluation.STAGE_VERSION,
-        settings=evaluation_settings(bench),
-        inputs={"model": base, **evaluation.problem_inputs(bench.config.evaluate)},
-        work=measuring(bench, 0, lambda: bench.base.path, counts, None),
-    )
-
-
-def measuring(
-    bench: Workbench,
-    n: int,
-    model: Callable[[], Path],
-    counts: Mapping[str, int],
-    baseline: Finished | None,
-) -> Callable[[Path], Metrics]:
-    """The work of one evaluation."""
-    config = bench.config
-
-    def work(out: Path) -> Metrics:
-        draws = evaluation.plan_panels(
-            config.evaluate,
-            counts=counts,
-            renderer=bench.renderer,
-            stop_token_ids=bench.stop_token_ids,
-            run_seed=config.sample.seed,
-            round_index=n,
-        )
-        return evaluation.run(
-            config.evaluate,
-            config.sandbox,
-            draws,
-            engine=bench.engine(model()),
-            renderer=bench.renderer,
-            round_index=n,
-            shard_size=config.sample.shard_size,
-            reference=store.checked(baseline) if baseline else None,
-            out=out,
-        )
-
-    return work
-
-
-def evaluation_settings(bench: Workbench) -> dict[str, Any]:
-    """The settings that decide an evaluation's result."""
-    config = bench.config
-    more = {
-        "sandbox": config.sandbox.result_settings(),
-        "seed": config.sample.seed,
-        "shard_size": config.sample.shard_size,
-    }
-    return config.evaluate.result_settings() | drawing_settings(bench) | more
-
-
-def monitor(run: Run, n: int, history: Sequence[Finished]) -> rule.Decision:
-    """Decide whether another round is worth it, point `best` at the best one and prune old weights."""
-
-    def work(out: Path) -> Metrics:
-        reports: list[Mapping[str, Any] | None] = [None] * (n + 1)
-        for done in history:
-            reports[done.manifest.round] = evaluation.read_report(store.checked(done))
-        decision = rule.decide(reports, run.config.monitor)
-        durable.write_json(out / rule.DECISION, decision.to_json())
-        return rule.summary(decision)
-
-    inputs = {f"evaluate_{done.manifest.round:03d}": done.as_input for done in history}
-    settings = run.config.monitor.result_settings()
-    done = step(run, n, "monitor", rule.STAGE_VERSION, settings, inputs, work)
-    decision = rule.read_decision(store.checked(done))
-    if not run.place.stage(n + 1, "sample").exists():  # the last decision so far, not one gone over again
-        best = decision.best_round
-        if best <= run.start:
-            weights.ready(run, weights.handed_over(run, best, history[0]))  # may be a composition only
-        durable.point_link(run.place.weights / BEST, round_name(best))
-        weights.prune(run, best)
-    return decision
-
-
-def obeys(run: Run, decision: rule.Decision) -> bool:
-    """Whether this decision ends the run; if it is passed over, that is noted, and resuming passes it too."""
-    if decision.verdict != "stop" or run.config.monitor.action != "stop":
-        return False
-    passed = passed_stops(run.place)
-    if decision.round in passed:
-        return False
-    if run.goes_past_stops:
-        durable.write_sealed(run.place.folder / CONTINUED, {"past_stops": sorted({*passed, decision.round})})
-        progress.say(f"round {decision.round}: the monitors say stop ({decision.kind}); told to go on")
-        return False
-    return True
-
-
-def passed_stops(place: Place) -> list[int]:
-    """The rounds whose stop was passed over on request."""
-    path = place.folder / CONTINUED
-    if not path.is_file():
-        return []
-    found: list[int] = durable.read_sealed(path, "delete it to obey all stops")[0]["past_stops"]
-    return found
-
-
-def drawing_settings(bench: Workbench) -> dict[str, Any]:
-    """What else decides which tokens are drawn: engine, precision and what the chat template is given."""
-    return {"engine": bench.engine_name, "dtype": bench.base.dtype} | templating(bench)
-
-
-def templating(bench: Workbench) -> dict[str, Any]:
-    """What the chat template is given besides the task."""
-    model = bench.config.model
-    return {"system_prompt": model.system_prompt} | model.template_settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 def json_bytes(data: Any) -> bytes:
     """Plain data as sorted, indented JSON: the one form in which it is written."""
     return (json.dumps(data, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def finite(data: Any) -> Any:
+    """Plain data with null for every number that is not finite: JSON has no other way to say it."""
+    if isinstance(data, dict):
+        return {name: finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,25 +8,35 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
-from ssd_loop.durable import write_json
+from ssd_loop.durable import finite, write_json
 from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.judging import judge_all, limits_of
+from ssd_loop.monitors import signal
+from ssd_loop.monitors.degeneracy import loops
+from ssd_loop.monitors.draws import collect
+from ssd_loop.monitors.passes import pass_at_k
+from ssd_loop.monitors.positions import K
+from ssd_loop.monitors.richness import distinct_at_m
 from ssd_loop.problems import Problem, ReferenceText, load_panel, load_reference, thin
+from ssd_loop.problems.twins import twins
 from ssd_loop.programs import canonical_hash, extract_code
 from ssd_loop.prompts import Renderer, content_input
-from ssd_loop.records import Result, Sample, write_rows
+from ssd_loop.records import Result, Sample, TextScore, Trait, write_rows
 from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
 from ssd_loop.sources import load_tasks
 from ssd_loop.store import Input, Metrics
 
-STAGE_VERSION = 1
-RESULTS, REPORT, REFERENCE = "results.parquet", "report.json", "reference.json"
+STAGE_VERSION = 2
+LOOK_VERSION = 1  # of stage `second_look`
+RESULTS, TRAITS, SCORES = "results.parquet", "traits.parquet", "scores.parquet"
+REPORT, REFERENCE = "report.json", "reference.json"
 CODE_KINDS = ("function", "check", "stdin")
 
 
@@ -38,31 +48,13 @@ class Estimate:
     se: float
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that k of n samples hold a right one, c of them being right.
-
-    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1: 1 - C(n - c, k) / C(n, k).
-    """
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def distinct_at_m(counts: Sequence[int], m: int) -> float:
-    """Expected number of different programs among m of the sum(counts) drawn ones.
-
-    Rarefaction (Hurlbert 1971, equation 5): sum over kinds of 1 - C(N - N_c, m) / C(N, m). It does not
-    move with the number of samples, so rounds with different sample counts compare.
-    """
-    total = sum(counts)
-    return sum(1.0 - math.comb(total - c, m) / math.comb(total, m) for c in counts)
-
-
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error; the error of a single value is reported as 0."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Estimate(float(np.mean(values)), error)
 
 
-def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[str, int]:
+def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[PanelName, int]:
     """Samples per problem of each panel; round 0 draws `baseline_multiplier` times as many."""
     factor = config.baseline_multiplier if baseline else 1
     return {panel: factor * config.counts[panel] for panel in config.panels}
@@ -70,6 +62,8 @@ def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[str, int]:
 
 def panel_problems(config: EvaluateConfig, panel: PanelName) -> tuple[Problem, ...]:
     """The problems of a panel, built in or from the source that the settings name, thinned to `limit`."""
+    if panel == "twin":
+        return twins(panel_problems(config, "heldout"))
     source = config.sources.get(panel)
     problems = load_tasks(source, panel, f"evaluate.sources.{panel}") if source else load_panel(panel)
     return thin(problems, config.limit)
@@ -83,17 +77,18 @@ def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:
 def plan_panels(
     config: EvaluateConfig,
     *,
-    counts: Mapping[str, int],
+    counts: Mapping[PanelName, int],
     renderer: Renderer,
     stop_token_ids: tuple[int, ...],
     run_seed: int,
     round_index: int,
+    first: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Draw]:
-    """Every draw of one evaluation, panel by panel."""
+    """Every draw of one evaluation, panel by panel; `first` tells a panel's first sample index, else 0."""
     decoding = Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
     return [
         draw
-        for panel in config.panels
+        for panel in counts
         for draw in plan(
             panel_problems(config, panel),
             counts[panel],
@@ -102,6 +97,7 @@ def plan_panels(
             stop_token_ids=stop_token_ids,
             run_seed=run_seed,
             round_index=round_index,
+            first=first.get(panel, 0),
         )
     ]
 
@@ -110,14 +106,16 @@ def panel_report(
     problems: Sequence[Problem],
     samples: Sequence[Sample],
     results: Sequence[Result],
+    traits: Sequence[Trait],
     config: EvaluateConfig,
 ) -> dict[str, Any]:
     """What one panel says: pass@k with errors, by tier, outcomes, diversity and cut answers.
 
     Args:
         problems: The panel's problems.
-        samples: Its samples, parallel to `results`.
+        samples: Its samples, parallel to `results` and `traits`.
         results: What became of them.
+        traits: What the monitors look at.
         config: k of pass@k and m of distinct@m.
     """
     right: dict[str, int] = defaultdict(int)
@@ -137,8 +135,7 @@ def panel_report(
             if all(drawn[i] >= k for i in ids)
         }
 
-    codes = [extract_code(sample.text) for sample in samples]
-    shapes = [canonical_hash(code) if code is not None else None for code in codes]
+    shapes = [trait.shape for trait in traits]
     report: dict[str, Any] = {
         "problems": len(problems),
         **summary(samples),
@@ -184,15 +181,53 @@ def _encode(text: ReferenceText, renderer: Renderer) -> list[int]:
     return ids
 
 
-def reference_report(engine: Engine, texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean negative log-likelihood of each reference text, nats per token, and their perplexity."""
-    scores = engine.score([text["token_ids"] for text in texts], top_k=1)
-    nll = {
-        text["id"]: -float(np.mean(score.logprobs, dtype=np.float64))
+def score_texts(engine: Engine, texts: Sequence[Mapping[str, Any]]) -> list[TextScore]:
+    """The model's law along each reference text, with the likeliest tokens of every position."""
+    scores = engine.score([text["token_ids"] for text in texts], top_k=K)
+    return [
+        TextScore(
+            text["id"],
+            tuple(score.logprobs.tolist()),
+            tuple(score.top_ids.ravel().tolist()),
+            tuple(score.top_logprobs.ravel().tolist()),
+        )
         for text, score in zip(texts, scores, strict=True)
-    }
+    ]
+
+
+def reference_report(scores: Sequence[TextScore]) -> dict[str, Any]:
+    """Mean negative log-likelihood of each reference text, nats per token, and their perplexity."""
+    nll = {score.text_id: -float(np.mean(score.logprobs, dtype=np.float64)) for score in scores}
     overall = estimate(list(nll.values()))
-    return {"nll": asdict(overall), "perplexity": math.exp(overall.mean), "per_text": nll}
+    return {"nll": asdict(overall), "perplexity": float(np.exp(overall.mean)), "per_text": nll}
+
+
+def signal_report(
+    config: EvaluateConfig, results: Sequence[Result], traits: Sequence[Trait]
+) -> dict[str, Any] | None:
+    """Whether the held-out samples hold something to consolidate; None where answers were not run."""
+    own = [row for row in results if row.panel == "heldout"]
+    if any(row.outcome == "not_run" for row in own):
+        return None
+    taken = {(row.problem_id, row.sample_index): True for row in own}
+    names, (draws,) = collect([(own, [row for row in traits if row.panel == "heldout"], taken)])
+    tiers = {problem.id: problem.tier for problem in panel_problems(config, "heldout")}
+    return signal.measure(draws, [tiers[name] for name in names])
+
+
+def trait(sample: Sample) -> Trait:
+    """What the monitors look at in one sample."""
+    code = extract_code(sample.text)
+    return Trait(
+        panel=sample.panel,
+        problem_id=sample.prompt_id,
+        sample_index=sample.sample_index,
+        shape=canonical_hash(code) if code is not None else None,
+        tokens=len(sample.token_ids),
+        cut=sample.finish_reason == "length",
+        loops=loops(sample.token_ids),
+        logprob=sample.logprob,
+    )
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -206,6 +241,51 @@ def read_report(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise BadArtifactError(f"{folder / REPORT} cannot be read; restore it") from None
     return report
+
+
+def look(
+    config: EvaluateConfig,
+    sandbox_config: SandboxConfig,
+    draws: Sequence[Draw],
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    round_index: int,
+    shard_size: int,
+    out: Path,
+) -> tuple[list[Sample], list[Result], list[Trait]]:
+    """Draw and judge samples of some panels.
+
+    Writes ``samples.parquet``, ``results.parquet`` and ``traits.parquet``.
+    """
+    samples = draw_all(
+        draws,
+        engine=engine,
+        renderer=renderer,
+        policy_round=round_index,
+        shard_size=shard_size,
+        out=out,
+    )
+    drawn = {draw.panel for draw in draws}
+    panels = [name for name in config.panels if name in drawn]
+    problems = {(p.panel, p.id): p for name in panels for p in panel_problems(config, name)}
+    results = judge_all(
+        [(problems[s.panel, s.prompt_id], s) for s in samples],
+        limits=limits_of(sandbox_config),
+        workers=sandbox_config.workers,
+        execute=sandbox_config.execute,
+    )
+    traits = [trait(sample) for sample in samples]
+    write_rows(out / SAMPLES, Sample, samples)
+    write_rows(out / RESULTS, Result, results)
+    write_rows(out / TRAITS, Trait, traits)
+    return samples, results, traits
+
+
+def read_reference(folder: Path) -> list[list[int]]:
+    """Token ids of the reference texts that round 0's evaluation kept."""
+    texts = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
+    return [text["token_ids"] for text in texts]
 
 
 def run(
@@ -222,44 +302,69 @@ def run(
 ) -> Metrics:
     """Measure the model that the engine holds.
 
-    Writes ``samples.parquet``, ``results.parquet``, ``report.json``, and where no `reference` folder is
-    given ``reference.json``, the texts that all later rounds are scored on.
+    Writes what `look` does, ``scores.parquet``, ``report.json``, and where no `reference` folder is given
+    ``reference.json``, the texts that all later rounds are scored on.
     """
-    samples = draw_all(
+    samples, results, traits = look(
+        config,
+        sandbox_config,
         draws,
         engine=engine,
         renderer=renderer,
-        policy_round=round_index,
+        round_index=round_index,
         shard_size=shard_size,
         out=out,
     )
     if reference is None:
         write_json(out / REFERENCE, reference_texts(config, renderer))
     texts = json.loads(((reference or out) / REFERENCE).read_text(encoding="utf-8"))
-    panels = {name: panel_problems(config, name) for name in config.panels}
-    problems = {(p.panel, p.id): p for rows in panels.values() for p in rows}
-    results = judge_all(
-        [(problems[s.panel, s.prompt_id], s) for s in samples],
-        limits=limits_of(sandbox_config),
-        workers=sandbox_config.workers,
-        execute=sandbox_config.execute,
-    )
+    scores = score_texts(engine, texts)
     report = {
         "panels": {
             name: panel_report(
-                rows,
+                panel_problems(config, name),
                 [s for s in samples if s.panel == name],
                 [r for r in results if r.panel == name],
+                [t for t in traits if t.panel == name],
                 config,
             )
-            for name, rows in panels.items()
+            for name in config.panels
         },
-        "reference": reference_report(engine, texts),
+        "reference": reference_report(scores),
     }
-    write_rows(out / SAMPLES, Sample, samples)
-    write_rows(out / RESULTS, Result, results)
+    write_rows(out / SCORES, TextScore, scores)
+    if reference is None:  # the untouched model, before any training
+        report["signal"] = signal_report(config, results, traits)
+    report = finite(report)
     write_json(out / REPORT, report)
     return {**headline(report), "template_sha256": renderer.template_sha256()}
+
+
+def run_second_look(
+    config: EvaluateConfig,
+    sandbox_config: SandboxConfig,
+    draws: Sequence[Draw],
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    round_index: int,
+    shard_size: int,
+    out: Path,
+) -> Metrics:
+    """Draw more samples of the panels that a monitor asked about; what `look` writes."""
+    samples, results, _ = look(
+        config,
+        sandbox_config,
+        draws,
+        engine=engine,
+        renderer=renderer,
+        round_index=round_index,
+        shard_size=shard_size,
+        out=out,
+    )
+    passed = Counter(row.panel for row in results if row.outcome == "passed")
+    drawn = Counter(row.panel for row in results)
+    return {**summary(samples), **{f"{name}_pass_at_1": passed[name] / drawn[name] for name in drawn}}
 
 
 def headline(report: Mapping[str, Any]) -> Metrics:

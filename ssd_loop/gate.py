@@ -35,11 +35,13 @@ class Slope:
         slope: Least squares through the origin over all tokens; None where the update has no effect.
         se: Its standard error, tokens of one text counted together.
         effect: Root mean square of the exact change, nats per token.
+        residual: Mean negative log-likelihood of the written weights less the exact ones, nats per token.
     """
 
     slope: float | None
     se: float
     effect: float
+    residual: float = 0.0
 
 
 def check(
@@ -76,6 +78,7 @@ def check(
         "gate_slope": found.slope,
         "gate_slope_se": found.se,
         "gate_effect": found.effect,
+        "gate_residual": found.residual,
         "gate_tokens": sum(len(text) - 1 for text in texts),
     }
 
@@ -158,11 +161,12 @@ def slope(wanted: Any, got: Any) -> Slope:
     """
     total = float((wanted * wanted).sum())
     effect = math.sqrt(total / wanted.numel())
+    residual = float((wanted - got).mean())
     if effect < SMALLEST_EFFECT:
-        return Slope(None, 0.0, effect)
+        return Slope(None, 0.0, effect, residual)
     value = float((wanted * got).sum()) / total
     scores = (wanted * (got - value * wanted)).sum(dim=1)
-    return Slope(value, float((scores * scores).sum()) ** 0.5 / total, effect)
+    return Slope(value, float((scores * scores).sum()) ** 0.5 / total, effect, residual)
 
 
 def logprobs(model: Any, tokens: Any, weight: Weight) -> Any:

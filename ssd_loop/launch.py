@@ -19,7 +19,9 @@ from ssd_loop import (
     durable,
     engines,
     evaluation,
+    measuring,
     models,
+    monitoring,
     progress,
     provenance,
     sandbox,
@@ -30,6 +32,7 @@ from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.errors import ConfigError, StaleOutputError
+from ssd_loop.monitors import signal
 from ssd_loop.place import RUN_FILE, Place
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import content_input, load_prompts
@@ -80,6 +83,7 @@ def launch(
             "name their column in prompts.columns as solution"
         )
     data = _data(config, prompts)  # a panel that is not installed is known now
+    _check_disjoint(config, prompts)
     engine = engines.engine_name(config.engine)
     place = Place(Path(), name)
     with store.run_lock(place.folder):
@@ -110,6 +114,20 @@ def launch(
         described = composition.describe_base(config, base, base_hash)
         run = Run(place, config, described, prompts, bench, tracker, data, start, begins, goes_past_stops)
         return _drive(run, about)
+
+
+def _check_disjoint(config: RunConfig, prompts: Sequence[Problem]) -> None:
+    """Refuse prompts that share text with a panel: a gain there would mean nothing."""
+    found = monitoring.prompt_leaks(config, prompts)
+    if not found:
+        return
+    what = f"{len(found)} prompts share text with a panel, such as {found[0].row} with {found[0].problem}"
+    if config.monitor.action == "stop":
+        raise ConfigError(
+            f"{what} ({found[0].words[:80]!r}); take them out of the prompts or the panel, or set "
+            "monitor.action to warn"
+        )
+    progress.say(f"warning: {what}; gains on that panel mean little")
 
 
 def _data(config: RunConfig, prompts: Sequence[Problem]) -> dict[str, str]:
@@ -170,10 +188,8 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
         run.tracker.close(0 if finished else 1)  # a monitor stop is a result, not a failure
     status.show(status.read(run.place.root, run.place.run), status.console())
     if stop is not None:
-        progress.say(
-            f"stopped by the monitors after round {stop.round} ({stop.kind}): {stop.reason}; "
-            "--continue-past-stop goes on"
-        )
+        way_on = "" if stop.attribution == "cliff" else "; --continue-past-stop goes on"
+        progress.say(f"stopped by the monitors after round {stop.round} ({stop.kind}): {stop.reason}{way_on}")
         return STOPPED
     progress.say(f"run {run.place.run} has finished its {run.config.rounds} rounds")
     return FINISHED
@@ -263,7 +279,7 @@ def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> Non
     try:
         with tempfile.TemporaryDirectory(prefix="ssd_loop-") as scratch:
             folder = out or Path(scratch) / "evaluate"
-            done = controller.evaluate_alone(bench, Input(models.content_hash(base.path)), folder)
+            done = measuring.evaluate_alone(bench, Input(models.content_hash(base.path)), folder)
             report = evaluation.read_report(done.path)
     finally:
         bench.close()
@@ -272,5 +288,7 @@ def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> Non
         print()
         return
     print(f"{base.title}, {base.dtype}, engine {bench.engine_name}")
+    for line in signal.lines(report["signal"]) if report["signal"] else ():
+        print(f"  {line}")
     for name, value in evaluation.headline(report).items():
         print(f"  {name}: {value:,.4g}")

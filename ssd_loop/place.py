@@ -11,8 +11,10 @@ from ssd_loop.errors import BadArtifactError, ConfigError
 
 ROUNDS, CHECKPOINTS = "rounds", "checkpoints"
 RUN_FILE, EVENTS, CONTINUED, BEST = "run.json", "events.jsonl", "continued.json", "best"
-STAGES = ("sample", "filter", "train", "merge", "evaluate", "monitor")
-WEIGHT_STAGES = {"train": "adapter", "merge": "merged"}  # kept under checkpoints/, and their folder's name
+STAGES = ("sample", "filter", "train", "merge", "evaluate", "second_look", "monitor", "interpolate")
+ONLY_WHERE_ASKED = ("second_look", "interpolate")  # by the decision rule
+# Kept under checkpoints/, and their folder's name.
+WEIGHT_STAGES = {"train": "adapter", "merge": "merged", "interpolate": "interpolated"}
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,46 @@ class Result:
     behaviour: str | None
 
 
+@dataclass(frozen=True)
+class Trait:
+    """What the monitors look at in one sample, besides its outcome.
+
+    Attributes:
+        shape: Hash of the program's canonical syntax tree; None if it does not parse.
+        tokens: Length of the completion.
+        cut: Whether the length limit cut it.
+        loops: Whether it repeats itself (`ssd_loop.monitors.degeneracy.loops`).
+        logprob: Sum over the completion under the raw model law, nats.
+    """
+
+    panel: str
+    problem_id: str
+    sample_index: int
+    shape: str | None
+    tokens: int
+    cut: bool
+    loops: bool
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The raw model law along one reference text of T + 1 tokens; position t foretells token t + 1.
+
+    Attributes:
+        logprobs: (T) log-probs of the text's own tokens, nats.
+        top_ids: (T x K) ids of the likeliest tokens, position by position, likeliest first.
+        top_logprobs: (T x K) their log-probs, nats.
+    """
+
+    text_id: str
+    logprobs: tuple[float, ...]
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
 _STRING, _INT32, _INT64 = pa.string(), pa.int32(), pa.int64()
+_FLOAT32, _FLOAT64, _BOOL = pa.float32(), pa.float64(), pa.bool_()
 SCHEMAS: dict[type, Any] = {
     Sample: pa.schema(
         [
@@ -86,7 +125,7 @@ SCHEMAS: dict[type, Any] = {
             ("token_ids", pa.list_(_INT32)),
             ("text", _STRING),
             ("finish_reason", _STRING),
-            ("logprob", pa.float64()),
+            ("logprob", _FLOAT64),
         ]
     ),
     Dropped: pa.schema([("prompt_id", _STRING), ("sample_index", _INT32), ("reason", _STRING)]),
@@ -99,9 +138,29 @@ SCHEMAS: dict[type, Any] = {
             ("behaviour", _STRING),
         ]
     ),
+    Trait: pa.schema(
+        [
+            ("panel", _STRING),
+            ("problem_id", _STRING),
+            ("sample_index", _INT32),
+            ("shape", _STRING),
+            ("tokens", _INT32),
+            ("cut", _BOOL),
+            ("loops", _BOOL),
+            ("logprob", _FLOAT64),
+        ]
+    ),
+    TextScore: pa.schema(
+        [
+            ("text_id", _STRING),
+            ("logprobs", pa.list_(_FLOAT32)),
+            ("top_ids", pa.list_(_INT32)),
+            ("top_logprobs", pa.list_(_FLOAT32)),
+        ]
+    ),
 }
 
-Row = TypeVar("Row", Sample, Dropped, Result)
+Row = TypeVar("Row", Sample, Dropped, Result, Trait, TextScore)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:

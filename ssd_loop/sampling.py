@@ -54,12 +54,13 @@ def plan(
     stop_token_ids: tuple[int, ...],
     run_seed: int,
     round_index: int,
+    first: int = 0,
 ) -> list[Draw]:
-    """The draws for some problems, each with a seed of its own."""
+    """The draws for some problems, each with a seed of its own; `first` is the index of the first sample."""
     draws = []
     for problem in problems:
         prompt_ids = renderer.prompt_ids(problem)
-        for index in range(samples):
+        for index in range(first, first + samples):
             seed = derive_seed(run_seed, round_index, problem.panel, problem.id, index)
             request = Request(
                 prompt_token_ids=prompt_ids,

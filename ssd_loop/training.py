@@ -20,11 +20,14 @@ from typing import Any
 
 from ssd_loop import models
 from ssd_loop.config import TrainConfig
+from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
+from ssd_loop.monitors import cliff
 
 STAGE_VERSION = 1  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PROBE = "probe.json"
 IGNORED = -100  # the label that carries no loss (torch's cross_entropy)
 POOL_BATCHES = 50  # sorted by length together, as transformers' LengthGroupedSampler does
 
@@ -55,8 +58,12 @@ def train(
     device: str,
     out: Path,
     on_step: OnStep | None = None,
+    probe: Sequence[Sequence[int]] = (),
 ) -> dict[str, float | int]:
     """Metrics of the training; the adapter goes to `out` as float32 in PEFT's own format.
+
+    With a probe, ``probe.json`` has the rise of its NLL. Where that is a cliff, training ends there: no
+    adapter is written, and the metrics have `cliff_step`.
 
     Args:
         config: How to train.
@@ -66,6 +73,7 @@ def train(
         device: cpu or cuda.
         out: Existing folder for the adapter.
         on_step: Called after each optimiser step with (step, steps, loss in nats per token).
+        probe: Token ids of fixed human texts, whose NLL is watched every `probe_every` steps.
 
     Raises:
         StageFailedError: No rows, a loss that is not finite, or too little GPU memory.
@@ -84,8 +92,13 @@ def train(
     )
     ordered = [rows[index] for index in order]
     with _undisturbed_process():
-        steps = _fit(config, model_dir, ordered, seed, device, out, on_step)
-    return _metrics(steps, ordered, config.batch_size)
+        watched = cliff.Probe(probe, config.probe_margin) if probe and config.probe_every else None
+        steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched)
+    metrics = _metrics(steps, ordered, config.batch_size)
+    if watched:
+        write_json(out / PROBE, watched.rows())
+        metrics |= watched.metrics()
+    return metrics
 
 
 def step_count(config: TrainConfig, rows: int) -> int:
@@ -133,6 +146,9 @@ def _metrics(
     steps: Sequence[_Step], ordered: Sequence[TrainingRow], batch_size: int
 ) -> dict[str, float | int]:
     """What the training says of itself; means are over completion tokens."""
+    ordered = ordered[: len(steps) * batch_size]  # a cliff ends training early
+    if not steps:
+        return {"steps": 0, "tokens_trained": 0, "tokens_total": 0}
     counts = [len(row.token_ids) for row in ordered]
     weights = [sum(counts[at : at + batch_size]) for at in range(0, len(counts), batch_size)]
 
@@ -159,6 +175,7 @@ def _fit(
     device: str,
     out: Path,
     on_step: OnStep | None,
+    probe: cliff.Probe | None,
 ) -> list[_Step]:
     """Train, write the adapter, and return what each optimiser step reported."""
     import torch
@@ -185,7 +202,7 @@ def _fit(
             lora_dropout=0.0,
             target_modules=targets,
         ),
-        callbacks=[_watch(steps, on_step)],
+        callbacks=[_watch(steps, on_step, probe), *([_probing(probe, config.probe_every)] if probe else [])],
     )
     trainer.remove_callback(PrinterCallback)  # prints every step to standard output
     if device == "cpu":
@@ -196,7 +213,8 @@ def _fit(
         raise StageFailedError(
             f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch_size}; lower it"
         ) from error
-    _save(trainer.model, out)
+    if probe is None or probe.cliff is None:
+        _save(trainer.model, out)
     return steps
 
 
@@ -286,8 +304,8 @@ def is_mixture(model_config: Any) -> bool:
     return any((getattr(text, name, None) or 0) > 1 for name in names)
 
 
-def _watch(steps: list[_Step], on_step: OnStep | None) -> Any:
-    """A callback that records each step, passes it on, and stops on a loss that is not finite."""
+def _watch(steps: list[_Step], on_step: OnStep | None, probe: cliff.Probe | None) -> Any:
+    """A callback that records each step; a loss that is not finite is a cliff where a probe watches."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -296,6 +314,9 @@ def _watch(steps: list[_Step], on_step: OnStep | None) -> Any:
                 return
             step = _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
             if not math.isfinite(step.loss) or not math.isfinite(step.grad_norm):
+                if probe is not None:
+                    probe.cliff, control.should_training_stop = state.global_step, True
+                    return
                 raise StageFailedError(
                     f"training diverged at step {state.global_step} of {state.max_steps} (loss {step.loss}, "
                     f"gradient norm {step.grad_norm}); lower train.learning_rate {args.learning_rate:g}"
@@ -305,6 +326,21 @@ def _watch(steps: list[_Step], on_step: OnStep | None) -> Any:
                 on_step(state.global_step, state.max_steps, step.loss)
 
     return Watch()
+
+
+def _probing(probe: cliff.Probe, every: int) -> Any:
+    """A callback that probes before the first step and every `every` steps, and ends training on a cliff."""
+    from transformers import TrainerCallback
+
+    class Probing(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            probe.measure(model, 0)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            if state.global_step % every == 0 and probe.measure(model, state.global_step):
+                control.should_training_stop = True
+
+    return Probing()
 
 
 def _score_completions_only(peft_model: Any) -> None:
@@ -317,12 +353,17 @@ def _score_completions_only(peft_model: Any) -> None:
 
     wanted: list[Any] = []
 
-    def shrink_labels(_module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def shrink_labels(_module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if inputs.get("labels") is None:  # the probe, which has no loss
+            wanted.clear()
+            return None
         labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
         wanted[:] = [labels != IGNORED]
         return args, inputs | {"labels": None, "shift_labels": labels[wanted[0]].unsqueeze(0)}
 
     def shrink_states(_module: Any, _args: Any, output: Any) -> Any:
+        if not wanted:
+            return None
         output.last_hidden_state = output.last_hidden_state[wanted[0]].unsqueeze(0)
         return output
 

@@ -13,7 +13,7 @@ from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.merging import WEIGHT_FILES
 from ssd_loop.monitors import rule
-from ssd_loop.place import BEST, CONTINUED, RUN_FILE, STAGES, Place, round_name, round_of
+from ssd_loop.place import BEST, CONTINUED, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, round_name, round_of
 from ssd_loop.store import Finished
 from ssd_loop.training import WEIGHTS
 
@@ -171,9 +171,19 @@ def _chain(place: Place, finished: dict[tuple[int, str], Finished], start: int) 
 
 def _gaps(place: Place, finished: dict[tuple[int, str], Finished], start: int) -> Iterator[tuple[Path, str]]:
     """Stages that are not there although later ones are."""
+
+    def discarded(n: int) -> bool:
+        trained = finished.get((n, "train"))
+        return trained is not None and "cliff_step" in trained.manifest.metrics
+
     order = [(0, "evaluate")]
     last = max((n for n, _ in finished), default=0)
-    order += [(n, stage) for n in range(start + 1, last + 1) for stage in STAGES]
+    order += [
+        (n, stage)
+        for n in range(start + 1, last + 1)
+        for stage in STAGES
+        if stage not in ONLY_WHERE_ASKED and not (stage in ("merge", "evaluate") and discarded(n))
+    ]
     newest = max((index for index, key in enumerate(order) if key in finished), default=-1)
     for n, stage in order[: newest + 1]:
         if (n, stage) not in finished and not place.stage(n, stage).exists():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ssd_loop import composition, evaluation, gate, merging, progress, store
 from ssd_loop.composition import Composition
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.lora import Term
+from ssd_loop.lora import Term, opened, stacked
+from ssd_loop.monitors import health
 from ssd_loop.rounding import Rounding
 from ssd_loop.running import Run, step, timed
 from ssd_loop.store import Finished, Input, Metrics
@@ -89,17 +89,34 @@ def handed_over(run: Run, n: int, baseline: Finished) -> Model:
     return _merged(run, n, terms, content.rounding, baseline)
 
 
-def _merged(run: Run, n: int, terms: Terms, rounding: Rounding, baseline: Finished) -> Model:
+def interpolated(run: Run, model: Model, best: int, decision: Finished, baseline: Finished) -> Model:
+    """The weights halfway back to an earlier round: what came after it counts half (WiSE-FT).
+
+    Source: arXiv 2504.10478, which restores lost coverage by interpolating with an early checkpoint.
+    """
+    terms = tuple((d, w / 2.0 if d.manifest.round > best else w) for d, w in model.terms)
+    return _merged(run, model.round, terms, model.rounding, baseline, "interpolate", decision)
+
+
+def _merged(
+    run: Run,
+    n: int,
+    terms: Terms,
+    rounding: Rounding,
+    baseline: Finished,
+    stage: Literal["merge", "interpolate"] = "merge",
+    decision: Finished | None = None,
+) -> Model:
     def work(out: Path) -> Metrics:
         added = checked_terms(terms)
         metrics: Metrics = write_weights(run, rounding, added, out)
+        metrics["update_effective_rank"] = effective_rank(added)
         run.bench.release()
-        texts = json.loads((store.checked(baseline) / evaluation.REFERENCE).read_text(encoding="utf-8"))
         return metrics | gate.check(
             base_dir=run.bench.base.path,
             merged_dir=out,
             terms=added,
-            probes=[text["token_ids"] for text in texts],
+            probes=evaluation.read_reference(store.checked(baseline)),
             device=run.bench.device,
         )
 
@@ -108,13 +125,21 @@ def _merged(run: Run, n: int, terms: Terms, rounding: Rounding, baseline: Finish
         settings["weights"] = [weight for _, weight in terms]
     inputs = {"base": run.base_input, "probes": baseline.as_input}
     inputs |= {f"adapter_{done.manifest.round:03d}": done.as_input for done, _ in terms}
-    done = step(run, n, "merge", merging.STAGE_VERSION, settings, inputs, work)
+    if decision is not None:
+        inputs["decision"] = decision.as_input
+    done = step(run, n, stage, merging.STAGE_VERSION, settings, inputs, work)
     return Model(n, done.path, done.as_input, terms, done, rounding)
 
 
 def checked_terms(terms: Terms) -> list[Term]:
     """The adapters as a merge takes them, their files compared with their manifests."""
     return [Term(store.checked(adapter), weight) for adapter, weight in terms]
+
+
+def effective_rank(terms: Sequence[Term]) -> float:
+    """How many directions the adapters span together, over all matrices."""
+    with opened(terms, None) as parts:
+        return health.effective_rank(stacked(factors) for factors in parts.values())
 
 
 def write_weights(run: Run, rounding: Rounding, terms: Sequence[Term], out: Path) -> Metrics:
@@ -153,11 +178,12 @@ def prune(run: Run, best: int) -> None:
 
     What is there is read from disk, not remembered, and the newest is whole before anything goes.
     """
-    stages = {n: store.finished(run.place.stage(n, "merge")) for n in run.place.known_rounds() if n}
-    merged = {n: done for n, done in stages.items() if done}
-    for n in superfluous(list(merged), run.config.merge.keep_last, best):
-        files = [name for name in merged[n].manifest.outputs if Path(name).match(merging.WEIGHT_FILES)]
-        store.prune(merged[n], files)
+    for stage in ("merge", "interpolate"):
+        stages = {n: store.finished(run.place.stage(n, stage)) for n in run.place.known_rounds() if n}
+        merged = {n: done for n, done in stages.items() if done}
+        for n in superfluous(list(merged), run.config.merge.keep_last, best if stage == "merge" else 0):
+            files = [name for name in merged[n].manifest.outputs if Path(name).match(merging.WEIGHT_FILES)]
+            store.prune(merged[n], files)
 
 
 def superfluous(rounds: Sequence[int], keep_last: int, best: int) -> list[int]:

@@ -13,27 +13,28 @@ import numpy as np
 import pytest
 
 from ssd_loop import evaluation
-from ssd_loop.config import EvaluateConfig, MonitorConfig, SandboxConfig
+from ssd_loop.config import EvaluateConfig, SandboxConfig
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.evaluation import (
-    distinct_at_m,
     estimate,
     headline,
     panel_problems,
     panel_report,
-    pass_at_k,
     plan_panels,
     problem_inputs,
     read_report,
     reference_report,
     reference_texts,
     sample_counts,
+    score_texts,
+    trait,
 )
 from ssd_loop.judging import judge_all
-from ssd_loop.monitors import guards, rule
+from ssd_loop.monitors.passes import pass_at_k
+from ssd_loop.monitors.richness import distinct_at_m
 from ssd_loop.problems import load_panel
 from ssd_loop.prompts import Renderer
-from ssd_loop.records import Result, Sample, read_rows
+from ssd_loop.records import Result, Sample, TextScore, Trait, read_rows
 from ssd_loop.sandbox import Limits
 from tests import tiny
 from tests.rows import ScriptedEngine, fenced, function, result, sample
@@ -137,7 +138,9 @@ def test_a_panel_report_by_hand() -> None:
         sample(text, panel="heldout", prompt_id=name, sample_index=i, finish_reason="length" if i else "stop")
         for name, i, text, _ in rows
     ]
-    report = panel_report(problems, samples, [result(name, o, i) for name, i, _, o in rows], SMALL)
+    report = panel_report(
+        problems, samples, [result(name, o, i) for name, i, _, o in rows], traits(samples), SMALL
+    )
     assert report["problems"] == 3
     assert report["samples"] == 6
     assert report["outcomes"] == {"crashed": 1, "failed": 1, "no_code": 1, "passed": 3}
@@ -158,13 +161,15 @@ def test_a_panel_report_by_hand() -> None:
 def test_a_k_beyond_the_samples_is_left_out() -> None:
     rows = [sample(fenced("x"), panel="heldout", prompt_id="f")]
     config = EvaluateConfig.model_validate({"pass_at": [1, 2]})
-    report = panel_report([function("f")], rows, [result("f", "passed")], config)
+    report = panel_report([function("f")], rows, [result("f", "passed")], traits(rows), config)
     assert set(report["pass_at"]) == {"1"}
 
 
 def test_without_execution_there_is_no_pass_rate_but_diversity() -> None:
     rows = [sample(fenced("x = 1"), panel="heldout", prompt_id="f", sample_index=i) for i in range(2)]
-    report = panel_report([function("f")], rows, [result("f", "not_run", i) for i in range(2)], SMALL)
+    report = panel_report(
+        [function("f")], rows, [result("f", "not_run", i) for i in range(2)], traits(rows), SMALL
+    )
     assert report["pass_at"] == {}
     assert report["passed"] == {}
     assert report["diversity"]["distinct"]["mean"] == pytest.approx(1.0)
@@ -173,7 +178,9 @@ def test_without_execution_there_is_no_pass_rate_but_diversity() -> None:
 def test_a_model_that_writes_no_code_at_all_passes_nothing() -> None:
     """no_code is a measured failure wherever code would have been run."""
     rows = [sample("words", panel="heldout", prompt_id="f", sample_index=i) for i in range(2)]
-    report = panel_report([function("f")], rows, [result("f", "no_code", i) for i in range(2)], SMALL)
+    report = panel_report(
+        [function("f")], rows, [result("f", "no_code", i) for i in range(2)], traits(rows), SMALL
+    )
     assert report["pass_at"]["1"]["mean"] == 0.0
     assert report["passed"] == {"f": [0, 2]}
     assert report["unparsable_share"] == 1.0
@@ -183,7 +190,7 @@ def test_a_panel_that_was_only_partly_judged_has_no_pass_rate() -> None:
     """Counting what was not run as wrong would look like harm."""
     rows = [sample("7", panel="ood", prompt_id=name) for name in ("f", "sum")]
     found = [result("f", "not_run"), result("sum", "passed")]
-    report = panel_report([function("f"), function("sum")], rows, found, SMALL)
+    report = panel_report([function("f"), function("sum")], rows, found, traits(rows), SMALL)
     assert report["pass_at"] == {}
     assert report["passed"] == {}
 
@@ -192,7 +199,7 @@ def test_reference_texts_are_cut_to_one_length_and_scored_per_token(renderer: Re
     texts = reference_texts(EvaluateConfig(reference_tokens=32), renderer)
     assert len({text["id"] for text in texts}) == len(texts) >= 4
     assert {len(text["token_ids"]) for text in texts} == {32}
-    report = reference_report(ScriptedEngine(), texts)
+    report = reference_report(score_texts(ScriptedEngine(), texts))
     assert list(report["per_text"].values()) == [pytest.approx(i + 1) for i in range(len(texts))]
     assert report["nll"]["mean"] == pytest.approx((len(texts) + 1) / 2)
     assert report["perplexity"] == pytest.approx(math.exp(report["nll"]["mean"]))
@@ -227,7 +234,14 @@ def test_a_whole_evaluation_writes_its_files_and_later_rounds_share_the_referenc
 
     first = measured(0, tmp_path / "zero", None)
     measured(1, tmp_path / "one", tmp_path / "zero")
-    written = {"report.json", "samples.parquet", "results.parquet", "shards"}
+    written = {
+        "report.json",
+        "samples.parquet",
+        "results.parquet",
+        "traits.parquet",
+        "scores.parquet",
+        "shards",
+    }
     assert set(os.listdir(tmp_path / "zero")) == {*written, "reference.json"}
     assert set(os.listdir(tmp_path / "one")) == written
     rows = read_rows(tmp_path / "zero" / "samples.parquet", Sample)
@@ -236,7 +250,13 @@ def test_a_whole_evaluation_writes_its_files_and_later_rounds_share_the_referenc
     assert [(r.panel, r.prompt_id, r.sample_index) for r in rows] == [
         (r.panel, r.problem_id, r.sample_index) for r in outcomes
     ]
+    seen = read_rows(tmp_path / "zero" / "traits.parquet", Trait)
+    assert seen == [trait(row) for row in rows]
+    scores = read_rows(tmp_path / "one" / "scores.parquet", TextScore)
+    assert {len(score.top_ids) for score in scores} == {20 * len(scores[0].logprobs)}
     report = read_report(tmp_path / "zero")
+    assert report["signal"]["label"] == "weak"  # of four problems nothing can be told
+    assert "signal" not in read_report(tmp_path / "one")
     assert list(report["panels"]) == ["heldout", "ood", "probe"]
     assert len(first.pop("template_sha256")) == 64
     assert headline(report) == first
@@ -300,6 +320,10 @@ def test_a_broken_panel_is_named_by_its_setting(tmp_path: Path) -> None:
         panel_problems(sourced(tmp_path, [{"prompt": "Echo.", "tests": 5}], "stdin"), "heldout")
 
 
+def traits(rows: list[Sample]) -> list[Trait]:
+    return [trait(row) for row in rows]
+
+
 def report_of(config: EvaluateConfig, answers: list[str]) -> dict[str, Any]:
     """A report as a round writes it, of a panel with one problem."""
     (problem,) = panel_problems(config, "heldout")
@@ -307,14 +331,14 @@ def report_of(config: EvaluateConfig, answers: list[str]) -> dict[str, Any]:
         sample(text, panel="heldout", prompt_id=problem.id, sample_index=i) for i, text in enumerate(answers)
     ]
     results = judge_all([(problem, row) for row in rows], limits=Limits(), workers=2, execute=True)
-    panel = panel_report([problem], rows, results, config)
+    panel = panel_report([problem], rows, results, traits(rows), config)
     return {
         "panels": {"heldout": panel},
         "reference": {"nll": {"mean": 1.0}, "perplexity": 2.7, "per_text": {}},
     }
 
 
-def test_programs_are_code_and_have_diversity_and_a_guard(tmp_path: Path) -> None:
+def test_programs_are_code_and_have_diversity(tmp_path: Path) -> None:
     config = sourced(tmp_path, [ECHO], "stdin", samples_per_problem=3)
     answers = [fenced("print(input())"), fenced("x = input()\nprint(x)"), fenced("print(")]
     report = report_of(config, answers)
@@ -322,18 +346,3 @@ def test_programs_are_code_and_have_diversity_and_a_guard(tmp_path: Path) -> Non
     assert panel["pass_at"]["1"]["mean"] == pytest.approx(2 / 3)
     assert panel["unparsable_share"] == pytest.approx(1 / 3)
     assert panel["diversity"]["distinct"]["mean"] == pytest.approx(2.0)
-    assert set(guards.readings(report, report, MonitorConfig())) == {
-        "heldout_truncated_share",
-        "heldout_unparsable_share",
-    }
-
-
-def test_the_monitors_go_without_a_guard_on_code_where_answers_are_numbers(tmp_path: Path) -> None:
-    config = sourced(tmp_path, [{"prompt": "2 + 5?", "tests": 7}], "exact")
-    before, now = report_of(config, ["7", "It is 7."]), report_of(config, ["7", "8"])
-    assert now["panels"]["heldout"]["passed"] == {panel_problems(config, "heldout")[0].id: [1, 2]}
-    decision = rule.decide([before, now], MonitorConfig())
-    assert "heldout_truncated_share" in decision.monitors
-    assert "heldout_unparsable_share" not in decision.monitors
-    assert decision.verdict == "continue"
-    assert headline(now)["heldout_pass_at_1"] == 0.5

@@ -28,7 +28,7 @@ def merged(base: Path, adapters: list[Path], out: Path, rounding: Rounding) -> P
 def test_the_slope_is_least_squares_through_the_origin() -> None:
     wanted = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
     assert slope(wanted, 0.7 * wanted) == Slope(
-        pytest.approx(0.7), pytest.approx(0.0), pytest.approx(15**0.5 / 2)
+        pytest.approx(0.7), pytest.approx(0.0), pytest.approx(15**0.5 / 2), pytest.approx(0.3 * 5 / 4)
     )
     found = slope(wanted, wanted + torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=torch.float64))
     assert found.slope == pytest.approx(1 + 0.5 / 15)

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from ssd_loop import costs, durable, store
 from ssd_loop.cli import main
-from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.monitors import rule
 from ssd_loop.report import status
 from ssd_loop.store import Metrics
+from tests.rows import quiet_decision
 
 VALUE = {"mean": 0.25, "se": 0.05}
 REPORT: dict[str, Any] = {
@@ -46,7 +46,7 @@ def measured(out: Path) -> Metrics:
 
 
 def decided(out: Path) -> Metrics:
-    decision = rule.decide([REPORT, REPORT], MonitorConfig())
+    decision = quiet_decision(1)
     durable.write_json(out / rule.DECISION, decision.to_json())
     return rule.summary(decision)
 

@@ -24,6 +24,7 @@ from ssd_loop.doctor.checks import (
     open_model,
 )
 from ssd_loop.doctor.room import check_disk, check_memory
+from ssd_loop.doctor.signal import check_signal
 from ssd_loop.doctor.subject import Finding, Subject, Tasks, Verdict, one_line
 from ssd_loop.doctor.template import check_context, check_date, check_stops, check_template, check_thinking
 from ssd_loop.errors import SsdLoopError
@@ -31,8 +32,22 @@ from ssd_loop.errors import SsdLoopError
 STYLES: dict[Verdict, str] = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def examine(config: RunConfig) -> Iterator[Finding]:
-    """The findings of all checks, each as soon as it is known."""
+def examine(config: RunConfig, *, samples: bool = False) -> Iterator[Finding]:
+    """The findings of all checks, each as soon as it is known.
+
+    Args:
+        config: The settings of the run that is planned.
+        samples: Whether some answers are drawn and judged, if nothing else fails; takes a minute or more.
+    """
+    failed = False
+    for finding in _examine(config):
+        failed |= finding.verdict == "fail"
+        yield finding
+    if samples and not failed:
+        yield _guarded("signal", lambda: check_signal(config))
+
+
+def _examine(config: RunConfig) -> Iterator[Finding]:
     tasks = Tasks(config)
     subject, finding = open_model(tasks)
     yield finding

@@ -1,43 +1,72 @@
-"""Hard limits: a model that only rambles or no longer writes code is stopped without statistics."""
+"""Hard guards: what stops a run without statistics, because chance is out of the question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from ssd_loop.config import MonitorConfig
-from ssd_loop.monitors.paired import Reading
+from ssd_loop.monitors import degeneracy
+from ssd_loop.monitors.contrast import Floats, Reading
+from ssd_loop.monitors.evidence import Evidence
+from ssd_loop.records import Trait
 
 
-def readings(
-    baseline: Mapping[str, Any], current: Mapping[str, Any], config: MonitorConfig
-) -> dict[str, Reading]:
-    """Share of held-out answers cut by length, and share without a program that parses.
-
-    A guard speaks only where the model got worse than it was at round 0, and there is none for what the
-    panel does not tell, such as code where answers are numbers.
-    """
-    before, now = baseline["panels"]["heldout"], current["panels"]["heldout"]
-    limits = {
-        "truncated_share": config.truncated_limit,
-        "unparsable_share": config.unparsable_limit,
+def readings(evidence: Evidence, config: MonitorConfig) -> dict[str, Reading]:
+    """Every guard that applies: NaN or Inf, degenerate answers, length, merge residual, leaks."""
+    before, now = evidence.traits
+    shares: dict[str, Callable[[Trait], bool]] = {
+        "truncated_share": lambda trait: trait.cut,
+        "loops_share": lambda trait: trait.loops,
     }
-    return {
-        f"heldout_{name}": _reading(before[name], now[name], limit)
-        for name, limit in limits.items()
-        if name in before and name in now
-    }
+    if evidence.panels["heldout"].is_code:
+        shares["unparsable_share"] = lambda trait: trait.shape is None
+    found = {name: _share(before, now, is_bad, config.degenerate_floor) for name, is_bad in shares.items()}
+    found["length"] = _length(before, now)
+    found["not_finite"] = _not_finite(evidence)
+    if "gate_residual" in evidence.merge:
+        residual = float(evidence.merge["gate_residual"])
+        alarm = not abs(residual) <= config.merge_residual
+        found["merge_residual"] = Reading("guard", residual, 0.0, config.merge_residual, alarm=alarm)
+    for name, hits in evidence.leaks.items():
+        why = f"{len(hits)} found, such as {hits[0]}" if hits else None
+        found[name] = Reading("guard", float(len(hits)), 0.0, 0.0, alarm=bool(hits), reason=why)
+    return found
 
 
-def _reading(before: float, now: float, limit: float) -> Reading:
+def _share(
+    before: Sequence[Trait], now: Sequence[Trait], is_bad: Callable[[Trait], bool], floor: float
+) -> Reading:
+    bad_before, bad_now = (np.float64(sum(map(is_bad, traits))) for traits in (before, now))
+    of_before, of_now = np.float64(len(before)), np.float64(len(now))
+    bound = np.float64(degeneracy.limit(bad_before, of_before, floor))
+    alarm = bool(degeneracy.surely_above(bad_now, of_now, bound))
+    return Reading("guard", float(bad_now / of_now), float(bad_before / of_before), float(bound), alarm=alarm)
+
+
+def _length(before: Sequence[Trait], now: Sequence[Trait]) -> Reading:
+    old, new = _log_lengths(before), _log_lengths(now)
+    mean, se = degeneracy.length_change(old, new)
+    level, base = (float(np.exp(lengths.mean())) for lengths in (new, old))
     return Reading(
-        family="guard",
-        value=now,
-        baseline=before,
-        margin=limit,
-        se=None,
-        t=None,
-        slow=None,
-        threshold=None,
-        alarm=now > limit and now > before,
+        "guard", level, base, degeneracy.LENGTH_FACTOR, se=float(se), alarm=bool(degeneracy.runaway(mean, se))
     )
+
+
+def _log_lengths(traits: Sequence[Trait]) -> Floats:
+    """Mean log length of each problem's answers, in the problems' order."""
+    lengths: dict[str, list[float]] = {}
+    for trait in traits:
+        lengths.setdefault(trait.problem_id, []).append(math.log(max(trait.tokens, 1)))
+    return np.array([np.mean(values) for values in lengths.values()])
+
+
+def _not_finite(evidence: Evidence) -> Reading:
+    """Log-probs of answers or of reference texts that are NaN or infinite."""
+    answers = [trait.logprob for trait in evidence.traits[1]]
+    texts = [value for score in evidence.scores.current for value in score.logprobs]
+    count = sum(not math.isfinite(value) for value in (*answers, *texts))
+    why = f"{count} log-probs are NaN or infinite" if count else None
+    return Reading("guard", float(count), 0.0, 0.0, alarm=count > 0, reason=why)

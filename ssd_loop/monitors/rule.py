@@ -1,29 +1,74 @@
-"""The decision rule. `decide` is pure: the same reports and settings give the same verdict.
+"""The decision rule: spent-alpha paired max-T with a second look, a slow arm, hard guards and futility.
 
-First version: hard guards, and paired worsening over its standard error with one threshold per family
-that holds for a whole run (Bonferroni over the family's monitors and `monitor.horizon` rounds). The
-stated false-alarm rate covers sampling noise only; noise between training seeds is not measured.
+Source: collapse literature, section 5.2. Everything here is pure: the same evidence, settings and earlier
+decisions give the same verdict, so `decide RUN` can replay a finished run.
+
+If no monitor's true worsening passes its margin in `monitor.horizon` rounds, the chance of any alarm by a
+threshold is `monitor.false_alarm_rate`. That covers the noise of sampling; noise between training seeds only
+if it was measured (`seed_noise`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssd_loop.config import MonitorConfig
+import numpy as np
+
+from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
+from ssd_loop.durable import finite
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors import diversity, guards, perplexity, quality
-from ssd_loop.monitors.paired import BUDGET, Reading, gain_bound, read
+from ssd_loop.monitors import guards, reported, selection, suite
+from ssd_loop.monitors.attribution import MEANING, attribute
+from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family, Reading
+from ssd_loop.monitors.evidence import Evidence, Panel
+from ssd_loop.monitors.passes import measure as passes
+from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower
+from ssd_loop.monitors.selection import History
+from ssd_loop.records import derive_seed
 from ssd_loop.store import Metrics
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 DECISION = "decision.json"
-SERIES = (quality.heldout, quality.transfer, perplexity.reference_nll, diversity.structural)
+# Share of the false-alarm rate that each family may spend: .03 and .02 of .05 (collapse literature, 5.2).
+BUDGET: dict[Family, float] = {"harm": 0.6, "collapse": 0.4}
 
 Kind = Literal["none", "harm", "collapse", "futility", "guard"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings that a decision depends on.
+
+    Attributes:
+        config: Margins, error rate, horizon, guards.
+        coverage_k: k of the monitor `heldout_coverage`; 1 leaves it out.
+        richness_m: m of distinct@m.
+        seed: Run seed; the null replay draws from it.
+        seed_noise: Standard deviation between training seeds, by monitor; empty if it was not measured.
+    """
+
+    config: MonitorConfig
+    coverage_k: int
+    richness_m: int
+    seed: int
+    seed_noise: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def monitors(self) -> tuple[suite.Monitor, ...]:
+        """What is measured on samples."""
+        return suite.sampled(self.coverage_k, self.richness_m)
+
+
+def setup_of(config: RunConfig, seed_noise: Mapping[str, float] | None = None) -> Setup:
+    """The part of a run's settings that decides."""
+    evaluate = config.evaluate
+    return Setup(
+        config.monitor, max(evaluate.pass_at), evaluate.diversity_at, config.sample.seed, seed_noise or {}
+    )
 
 
 @dataclass(frozen=True)
@@ -31,80 +76,236 @@ class Decision:
     """What the monitors say after a round.
 
     Attributes:
-        verdict: "continue" or "stop".
+        verdict: "continue", "remedy" (go on with changed inputs) or "stop".
         kind: Why; "none" when going on.
         reason: One sentence with the numbers.
-        attribution: Monitors that raised an alarm.
+        attribution: Name of the failure; "none" without an alarm.
         best_round: Round with the highest lower bound of the paired held-out gain; 0 if none is above 0.
-        look: Which look at the samples this was.
+        look: How many looks at the samples this took.
     """
 
     round: int
     verdict: Literal["continue", "remedy", "stop"]
     kind: Kind
     reason: str
-    attribution: tuple[str, ...]
+    attribution: str
     best_round: int
     look: int
     monitors: Mapping[str, Reading]
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form."""
-        return asdict(self)
+        """The stored form; what is not finite becomes null."""
+        stored: dict[str, Any] = finite(asdict(self))
+        return stored
 
 
-History = Sequence[Mapping[str, Any] | None]
+def panel_of(monitor: suite.Monitor, panels: Mapping[str, Panel]) -> PanelName:
+    """Where a monitor is measured in this run."""
+    return "heldout" if monitor.panel == "probe" and "probe" not in panels else monitor.panel
 
 
-def decide(history: History, config: MonitorConfig) -> Decision:
-    """Whether another round is worth it, after the rounds whose evaluation reports are given.
+def asks_again(evidence: Evidence, setup: Setup) -> tuple[str, ...]:
+    """The panels that a second look is asked of: those with a monitor beyond 1.64 standard errors."""
+    if not setup.config.second_look:
+        return ()
+    asked = []
+    for monitor in setup.monitors:
+        found = _on_samples(monitor, evidence, setup, pooled=False)
+        noise = setup.seed_noise.get(monitor.name, 0.0)
+        if isinstance(found, Contrast) and found.t(setup.config.margins[monitor.name], noise) > TRIGGER:
+            asked.append(panel_of(monitor, evidence.panels))
+    return tuple(dict.fromkeys(asked))
 
-    Args:
-        history: Reports of round 0, 1, ..., r; None for one that was not measured, never the first or last.
-        config: Margins, false-alarm rate and horizon.
-    """
-    baseline, current = history[0], history[-1]
-    assert baseline is not None
-    assert current is not None
-    monitors = guards.readings(baseline, current, config) | statistics(baseline, current, config)
-    alarms = {name: reading for name, reading in monitors.items() if reading.alarm}
-    kind = _kind(alarms)
-    return Decision(
-        round=len(history) - 1,
-        verdict="stop" if alarms else "continue",
-        kind=kind,
-        reason=_reason(alarms),
-        attribution=tuple(alarms),
-        best_round=best_round(history, config),
-        look=1,
-        monitors=monitors,
+
+def thresholds(evidence: Evidence, setup: Setup) -> dict[Family, Limits]:
+    """The limits of this run, from round 0's samples alone: the same in all of its rounds."""
+    panels, config = evidence.panels, setup.config
+    pools: dict[str, Pool] = {}
+    placed = [replace(monitor, panel=panel_of(monitor, panels)) for monitor in setup.monitors]
+    present = [monitor for monitor in placed if (p := panels.get(monitor.panel)) and p.judged]
+    for monitor in present:
+        panel = panels[monitor.panel]
+        pools[monitor.panel] = Pool(
+            panel.baseline, panel.current.samples, config.second_look * panel.current.samples
+        )
+    families = {name: suite.SCORED[name] for name in _scored_units(evidence)}
+    return limits(
+        pools,
+        present,
+        {name: (families[name], units) for name, units in _scored_units(evidence).items()},
+        budgets={family: config.false_alarm_rate * share for family, share in BUDGET.items()},
+        horizon=config.horizon,
+        seed=derive_seed(setup.seed, "null replay"),
+        seed_noise=setup.seed_noise,
     )
 
 
-def statistics(
-    baseline: Mapping[str, Any], current: Mapping[str, Any], config: MonitorConfig
+def _scored_units(evidence: Evidence) -> dict[MonitorName, int]:
+    """Units of the monitors whose noise is not redrawn, as far as this run decides on them."""
+    texts = len(evidence.scores.baseline)
+    units: dict[MonitorName, int] = dict.fromkeys(
+        ("reference_nll", "fork_loss", "lock_leakage", "dead_share"), texts
+    )
+    if "twin" in evidence.panels:
+        units["twin_gap"] = len(evidence.panels["twin"].names)
+    probe = evidence.panels.get("probe", evidence.panels["heldout"])
+    if suite.is_large(probe.current):
+        units |= {"recycling": len(probe.names), "self_judgement": len(probe.names)}
+    return units
+
+
+def decide(
+    evidence: Evidence,
+    setup: Setup,
+    *,
+    history: History,
+    earlier: Sequence[Decision],
+    limit: Mapping[Family, Limits],
+) -> Decision:
+    """Whether another round is worth it.
+
+    Args:
+        evidence: This round and round 0.
+        setup: The settings.
+        history: Evaluation reports of round 0 to this one.
+        earlier: This run's decisions before, in order.
+        limit: The limits of `thresholds`.
+    """
+    readings = {
+        **guards.readings(evidence, setup.config),
+        **_statistics(evidence, setup, earlier, limit),
+        **reported.readings(evidence, setup.richness_m),
+    }
+    alarms = {name: reading for name, reading in readings.items() if reading.alarm}
+    kind = _kind(alarms)
+    if kind == "none" and selection.is_futile(history, setup.config.futility_gain):
+        kind = "futility"
+    attribution = attribute(readings)
+    return Decision(
+        round=evidence.round,
+        verdict=_verdict(kind, setup.config, earlier),
+        kind=kind,
+        reason=_reason(kind, attribution, alarms, setup.config),
+        attribution=attribution,
+        best_round=selection.best_round(history),
+        look=2 if any(panel.second for panel in evidence.panels.values()) else 1,
+        monitors=readings,
+    )
+
+
+def fallen(round_index: int, step: int, probe: Sequence[Mapping[str, Any]], history: History) -> Decision:
+    """The decision on a round whose training fell off a cliff: it is discarded, and the run ends.
+
+    Args:
+        round_index: Which round.
+        step: Optimiser step at which the probe saw it.
+        probe: Rows of the probe: step, nll and rise.
+        history: Evaluation reports of the rounds before.
+    """
+    last = probe[-1]
+    found = last["rise"]
+    said = f"rose by {found:.3g} nats per token" if found is not None else "is no longer finite"
+    reading = Reading("guard", last["nll"], probe[0]["nll"], None, alarm=True, reason=f"at step {step}")
+    attribution = "cliff"
+    return Decision(
+        round=round_index,
+        verdict="stop",
+        kind="guard",
+        reason=f"cliff: {MEANING[attribution]}: NLL of human text {said} by step {step}, so the round is "
+        "discarded; fork the best round with a lower train.learning_rate to go on",
+        attribution=attribution,
+        best_round=selection.best_round(history),
+        look=1,
+        monitors={"training_cliff": reading},
+    )
+
+
+def _statistics(
+    evidence: Evidence, setup: Setup, earlier: Sequence[Decision], limit: Mapping[Family, Limits]
 ) -> dict[str, Reading]:
-    """Every monitor that could be read in both rounds."""
-    series = [make(baseline, current, config) for make in SERIES]
-    found = {}
-    for one in series:
-        tests = sum(other.family == one.family for other in series) * config.horizon
-        level = config.false_alarm_rate * BUDGET[one.family] / tests
-        if reading := read(one, level=level):
-            found[one.name] = reading
-    return found
+    """Every monitor that has a threshold, also those that cannot be read, with the reason."""
+    found: dict[MonitorName, tuple[Family, Contrast | str]] = {
+        monitor.name: (monitor.family, _on_samples(monitor, evidence, setup, pooled=True))
+        for monitor in setup.monitors
+    }
+    for name, value in suite.on_texts(*evidence.scores.positions()).items():
+        found[name] = (suite.SCORED[name], value)
+    if "twin" in evidence.panels:
+        found["twin_gap"] = (suite.SCORED["twin_gap"], _twin_gap(evidence))
+    probe = evidence.panels.get("probe", evidence.panels["heldout"])
+    small = not suite.is_large(probe.current)
+    for name, value in suite.on_rounds(probe.baseline, probe.pooled, probe.archive).items():
+        found[name] = (suite.SCORED[name], value)
+    before = _slow_before(evidence.round, earlier, setup.config.horizon)
+    readings: dict[str, Reading] = {}
+    for name, (family, worsening) in found.items():
+        decided = not (small and name in ("recycling", "self_judgement"))
+        margin, noise = setup.config.margins[name], setup.seed_noise.get(name, 0.0)
+        own = limit.get(family) if decided else None
+        readings[name] = _reading(family, worsening, margin, noise, before.get(name, 0.0), own)
+    return readings
 
 
-def best_round(history: History, config: MonitorConfig) -> int:
-    """The round whose held-out gain over round 0 has the highest lower bound, 0 if none is above 0."""
-    baseline, bounds = history[0], {0: 0.0}
-    assert baseline is not None
-    measured = {index: report for index, report in enumerate(history) if index and report is not None}
-    for index, report in measured.items():
-        bound = gain_bound(quality.heldout(baseline, report, config))
-        if bound is not None:
-            bounds[index] = bound
-    return max(bounds, key=lambda index: (bounds[index], -index))
+def _on_samples(monitor: suite.Monitor, evidence: Evidence, setup: Setup, *, pooled: bool) -> Contrast | str:
+    """A monitor's worsening, or why it cannot be told."""
+    panel = evidence.panels.get(panel_of(monitor, evidence.panels))
+    if panel is None:
+        return f"panel {monitor.panel} is not measured"
+    if not panel.judged:
+        return "answers were not run"
+    current = panel.pooled if pooled else panel.current
+    base = monitor.at_baseline(panel.baseline, panel.current.samples)
+    return monitor.contrast(monitor.measure(current), base)
+
+
+def _twin_gap(evidence: Evidence) -> Contrast | str:
+    original, twin = evidence.panels["heldout"], evidence.panels["twin"]
+    if not (original.judged and twin.judged):
+        return "answers were not run"
+    rows = [original.names.index(name) for name in twin.names]
+    now = passes(original.pooled, 1)[rows], passes(twin.pooled, 1)
+    before = passes(original.baseline, 1)[rows], passes(twin.baseline, 1)
+    return suite.twin_gap(now, before)
+
+
+def _slow_before(round_index: int, earlier: Sequence[Decision], horizon: int) -> dict[str, float]:
+    """Each monitor's slow statistic after the round before; a new horizon begins a new error budget."""
+    last = earlier[-1] if earlier else None
+    if last is None or (last.round - 1) // horizon != (round_index - 1) // horizon:
+        return {}
+    return {name: reading.slow for name, reading in last.monitors.items() if reading.slow is not None}
+
+
+def _reading(
+    family: Family,
+    value: Contrast | str,
+    margin: float,
+    noise: float,
+    slow_before: float,
+    limit: Limits | None,
+) -> Reading:
+    named = family if limit else "report"
+    if isinstance(value, str):
+        return Reading(named, None, None, margin, reason=value)
+    units = int(value.units)
+    if units < MIN_UNITS:
+        why = f"{units} problems or texts tell it in both rounds, {MIN_UNITS} are needed"
+        return Reading(named, None, None, margin, reason=why)
+    t = value.t(margin, noise)
+    slow = float(slower(t, np.asarray(slow_before)))
+    alarm = limit is not None and bool(t > limit.t or slow > limit.slow)
+    return Reading(
+        family=named,
+        value=float(value.value),
+        baseline=float(value.baseline),
+        margin=margin,
+        se=float(np.hypot(value.se, noise)),
+        t=float(t),
+        slow=slow,
+        threshold=limit.t if limit else None,
+        alarm=alarm,
+        reason=None if limit is None or t > limit.t or not alarm else f"slow arm above {limit.slow:.2f}",
+    )
 
 
 def _kind(alarms: Mapping[str, Reading]) -> Kind:
@@ -113,15 +314,40 @@ def _kind(alarms: Mapping[str, Reading]) -> Kind:
     return next((kind for kind in order if kind in families), "none")
 
 
-def _reason(alarms: Mapping[str, Reading]) -> str:
+def _verdict(
+    kind: Kind, config: MonitorConfig, earlier: Sequence[Decision]
+) -> Literal["continue", "remedy", "stop"]:
+    if kind == "none":
+        return "continue"
+    remedied = any(decision.verdict == "remedy" for decision in earlier)
+    return "remedy" if kind == "collapse" and config.remedy != "none" and not remedied else "stop"
+
+
+def _reason(kind: Kind, attribution: str, alarms: Mapping[str, Reading], config: MonitorConfig) -> str:
+    if kind == "futility":
+        return (
+            f"two rounds in a row surely gained less than {config.futility_gain:g} of held-out pass@1 over "
+            "the best round before them"
+        )
     if not alarms:
         return "no monitor is past its threshold"
-    parts = [
-        f"{name} went from {r.baseline:.3g} to {r.value:.3g}"
-        + (f" (t {r.t:.1f}, threshold {r.threshold:.1f})" if r.t is not None else "")
-        for name, r in alarms.items()
-    ]
-    return "; ".join(parts)
+    parts = "; ".join(_said(name, reading) for name, reading in alarms.items())
+    return f"{attribution}: {MEANING[attribution]} ({parts})"
+
+
+def _said(name: str, reading: Reading) -> str:
+    if reading.value is None:
+        return f"{name}: {reading.reason}"
+    said = f"{name} {_number(reading.baseline)} -> {_number(reading.value)}"
+    if reading.t is None:
+        return said + (f", limit {reading.margin:.3g}" if reading.margin is not None else "")
+    if reading.reason:
+        return f"{said}, slow {_number(reading.slow)}, {reading.reason}"
+    return f"{said}, t {_number(reading.t)} over {_number(reading.threshold)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def read_decision(folder: Path) -> Decision:
@@ -134,12 +360,24 @@ def read_decision(folder: Path) -> Decision:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         readings = {name: Reading(**value) for name, value in data.pop("monitors").items()}
-        attribution = tuple(data.pop("attribution"))
-        return Decision(**data, attribution=attribution, monitors=readings)
+        return Decision(**data, monitors=readings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadArtifactError(f"{path} cannot be read; restore it") from None
 
 
 def summary(decision: Decision) -> Metrics:
-    """The few numbers of a decision that a table shows."""
-    return {"verdict": decision.verdict, "kind": decision.kind, "best_round": decision.best_round}
+    """The numbers of a decision that tables and W&B show; monitors that could not be read are left out."""
+    shown: Metrics = {
+        "verdict": decision.verdict,
+        "kind": decision.kind,
+        "attribution": decision.attribution,
+        "best_round": decision.best_round,
+        "look": decision.look,
+    }
+    for name, reading in finite({n: asdict(r) for n, r in decision.monitors.items()}).items():
+        shown |= {
+            f"{name}{ending}": reading[key]
+            for ending, key in (("", "value"), ("_t", "t"), ("_slow", "slow"))
+            if reading[key] is not None
+        }
+    return shown

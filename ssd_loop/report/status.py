@@ -13,8 +13,8 @@ from rich.table import Table
 from ssd_loop import costs, evaluation, store
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors import rule
-from ssd_loop.place import BEST, RUN_FILE, STAGES, Place, existing
+from ssd_loop.monitors import rule, signal
+from ssd_loop.place import BEST, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -82,6 +82,8 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
         done = store.finished(folder)
         cost = spent.get((n, stage), costs.Cost())
         state = "finished" if done else "partial" if _partial(folder).exists() else "absent"
+        if state == "absent" and stage in ONLY_WHERE_ASKED:
+            continue
         if done and store.pruned(done):
             state = "pruned"
         stages[stage] = {
@@ -91,10 +93,18 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
             "metrics": done.manifest.metrics if done else {},
         }
         if done and stage == "evaluate":
-            result["report"] = evaluation.headline(evaluation.read_report(folder))
+            report = evaluation.read_report(folder)
+            result["report"] = evaluation.headline(report)
+            if found := report.get("signal"):
+                result["signal"] = found
         if done and stage == "monitor":
             decision = rule.read_decision(folder)
-            result |= {"verdict": decision.verdict, "reason": decision.reason}
+            result |= {
+                "verdict": decision.verdict,
+                "reason": decision.reason,
+                "attribution": decision.attribution,
+                "monitors": decision.to_json()["monitors"],
+            }
     return result
 
 
@@ -118,6 +128,9 @@ def show(state: dict[str, Any], console: Console) -> None:
     )
     for line in state["choices"]:
         console.print(line, markup=False)
+    for row in state["rounds"]:
+        for line in signal.lines(row["signal"]) if "signal" in row else ():
+            console.print(line, markup=False)
     console.print(_quality(state))
     console.print(_work(state))
     for row in state["rounds"]:
@@ -162,10 +175,12 @@ def _cell(report: dict[str, Any], name: str) -> str:
 def _work(state: dict[str, Any]) -> Table:
     table = Table(title="What each stage took", title_justify="left")
     table.add_column("round", justify="right")
-    for stage in STAGES:
+    taken = {name for row in state["rounds"] for name in row["stages"]}
+    shown = [stage for stage in STAGES if stage in taken or stage not in ONLY_WHERE_ASKED]
+    for stage in shown:
         table.add_column(stage, justify="right")
     for row in state["rounds"]:
-        table.add_row(str(row["round"]), *(_stage_cell(row["stages"].get(s)) for s in STAGES))
+        table.add_row(str(row["round"]), *(_stage_cell(row["stages"].get(s)) for s in shown))
     return table
 
 

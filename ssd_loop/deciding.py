@@ -1,0 +1,117 @@
+"""`decide RUN`: the decision rule over a finished run again, with other margins or error rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ssd_loop import monitoring, store
+from ssd_loop.config import RunConfig
+from ssd_loop.config_file import load
+from ssd_loop.errors import ConfigError
+from ssd_loop.monitors import rule
+from ssd_loop.place import Place, existing
+
+LEAKS = ("panel_overlap", "canaries")  # not searched again: their texts need the run's data
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One round's decision as it was made and as the rule makes it now."""
+
+    recorded: rule.Decision
+    now: rule.Decision
+    missing_look: tuple[str, ...]  # panels that the rule would now look at again and that were not
+
+
+def replay(root: Path, name: str, changed: Mapping[str, Any]) -> Iterator[Replayed]:
+    """Every decided round of a run, in order.
+
+    Args:
+        root: Folder that holds ``rounds/``.
+        name: The run.
+        changed: Settings of the section `monitor` that take the place of the run's own.
+
+    Raises:
+        ConfigError: no such run, or one without a decision.
+        BadArtifactError: a file was altered.
+    """
+    place, about = existing(root, name)
+    own = about["config"]
+    config = load(None, {"monitor": _merged(own["monitor"], changed)}, own)
+    rounds = [n for n in place.known_rounds() if n and store.finished(place.stage(n, "monitor"))]
+    if not rounds:
+        raise ConfigError(f"run {name} has no decision yet; run it for a round first")
+    earlier: list[rule.Decision] = []
+    for n in rounds:
+        found = _again(place, config, n, earlier)
+        earlier.append(found.now)
+        yield found
+
+
+def _merged(own: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes, with margins that are not named kept."""
+    margins = {**own["margins"], **changed.get("margins", {})}
+    return {**changed, "margins": margins}
+
+
+def _again(place: Place, config: RunConfig, n: int, earlier: Sequence[rule.Decision]) -> Replayed:
+    done = store.finished(place.stage(n, "monitor"))
+    assert done is not None
+    recorded = rule.read_decision(store.checked(done))
+    if not store.finished(place.stage(n, "evaluate")):  # discarded by the probe inside training
+        return Replayed(recorded, recorded, ())
+    stages = {r: store.finished(place.stage(r, "evaluate")) for r in place.known_rounds() if r <= n}
+    merged, second = (store.finished(place.stage(n, stage)) for stage in ("merge", "second_look"))
+    folders = monitoring.Folders(
+        round=n,
+        evaluations={r: store.checked(stage) for r, stage in stages.items() if stage},
+        second=store.checked(second) if second else None,
+        merge=merged.manifest.metrics if merged else {},
+    )
+    found = {name: recorded.monitors[name] for name in LEAKS if name in recorded.monitors}
+    leaked = {name: [reading.reason or ""] * int(reading.value or 0) for name, reading in found.items()}
+    now = monitoring.decide(folders, config, leaked, earlier)
+    asked = () if second else monitoring.asks_again(folders, config)
+    return Replayed(recorded, now, asked)
+
+
+def show(found: Sequence[Replayed], console: Console) -> None:
+    """Print the decisions side by side, and where the first one differs."""
+    table = Table(title="The rule over this run again", title_justify="left")
+    for heading in ("round", "then", "now", "largest t over its threshold", "reason now"):
+        table.add_column(heading, justify="right" if heading == "round" else "left", overflow="fold")
+    for one in found:
+        table.add_row(
+            str(one.now.round), _verdict(one.recorded), _verdict(one.now), _closest(one.now), one.now.reason
+        )
+    console.print(table)
+    for one in found:
+        if one.missing_look:
+            console.print(
+                f"round {one.now.round}: the rule would now look again at {', '.join(one.missing_look)}, "
+                "whose further samples were never drawn; its first look decides here",
+                markup=False,
+            )
+
+
+def _verdict(decision: rule.Decision) -> str:
+    return decision.verdict if decision.kind == "none" else f"{decision.verdict} ({decision.kind})"
+
+
+def _closest(decision: rule.Decision) -> str:
+    """The monitor nearest to its threshold."""
+    told = {
+        name: (reading.t, reading.threshold)
+        for name, reading in decision.monitors.items()
+        if reading.t is not None and reading.threshold is not None
+    }
+    if not told:
+        return "-"
+    name = max(told, key=lambda n: told[n][0] / told[n][1])
+    return f"{name} {told[name][0]:.2f} of {told[name][1]:.2f}"

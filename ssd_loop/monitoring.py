@@ -1,0 +1,153 @@
+"""Stage `monitor`: from the folders of finished stages to a decision (`ssd_loop.monitors` holds the rule)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssd_loop import durable, evaluation, filtering, training
+from ssd_loop.config import PanelName, RunConfig
+from ssd_loop.monitors import evidence, leaks, rule
+from ssd_loop.problems import Problem
+from ssd_loop.records import Sample, read_rows
+from ssd_loop.store import Metrics
+
+ARCHIVE_ROUNDS = (
+    3  # rounds whose programs a new one is compared with: round 0 has four sets, one of them its own
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What one decision reads.
+
+    Attributes:
+        round: Which round is decided on.
+        evaluations: Evaluation folder of every measured round up to this one, by round; 0 is the baseline.
+        second: Folder of this round's second look, if one was taken.
+        merge: Metrics of this round's merge.
+    """
+
+    round: int
+    evaluations: Mapping[int, Path]
+    second: Path | None
+    merge: Mapping[str, Any]
+
+
+def gather(folders: Folders, config: RunConfig, leaked: Mapping[str, Sequence[str]]) -> evidence.Evidence:
+    """Everything that the decision looks at.
+
+    Args:
+        folders: Where it is.
+        config: The run's settings; its filter is audited.
+        leaked: What was found of panel texts in the training rows, by guard.
+
+    Raises:
+        BadArtifactError: a folder lacks what the monitors read.
+    """
+    n = folders.round
+    before = [r for r in sorted(folders.evaluations) if r < n]
+    looked = {
+        r: evidence.read_look(folders.evaluations[r], config.filter) for r in {0, n, *_archived(before)}
+    }
+    scores = {r: evidence.read_scores(folders.evaluations[r]) for r in {0, before[-1], n}}
+    return evidence.gather(
+        n,
+        looked[0],
+        looked[n],
+        evidence.read_look(folders.second, config.filter) if folders.second else None,
+        [looked[r] for r in _archived(before)],
+        evidence.Texts(scores[0], scores[before[-1]], scores[n]),
+        folders.merge,
+        leaked,
+    )
+
+
+def _archived(before: Sequence[int]) -> list[int]:
+    """The rounds that the archive is made of, the newest first."""
+    return [r for r in reversed(before) if r][:ARCHIVE_ROUNDS]
+
+
+def leaked(kept: Path, config: RunConfig, prompts: Sequence[Problem]) -> dict[str, list[str]]:
+    """Panel texts and canaries found in a round's training rows, by guard."""
+    rows = read_rows(kept / filtering.KEPT, Sample)
+    texts = [(f"sample {row.sample_index} of {row.prompt_id}", row.text) for row in rows]
+    known = [text for prompt in prompts for text in (prompt.prompt, prompt.starter_code, prompt.solution)]
+    overlaps = leaks.overlaps(texts, leaks.said(measured_problems(config)), known)
+    return {
+        "panel_overlap": [f"{hit.row}: {hit.words!r} of {hit.problem}" for hit in overlaps],
+        "canaries": leaks.canary_hits(texts),
+    }
+
+
+def prompt_leaks(config: RunConfig, prompts: Sequence[Problem]) -> list[leaks.Overlap]:
+    """Training prompts that share text with a panel."""
+    texts = [(f"prompt {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in prompts]
+    return leaks.overlaps(texts, leaks.said(measured_problems(config)))
+
+
+def measured_problems(config: RunConfig) -> list[Problem]:
+    """The problems of every panel that is measured; twins say what the held-out problems say."""
+    names = [name for name in config.evaluate.panels if name != "twin"]
+    return [p for name in names for p in evaluation.panel_problems(config.evaluate, name)]
+
+
+def asks_again(folders: Folders, config: RunConfig) -> tuple[PanelName, ...]:
+    """The panels that a second look is asked of."""
+    asked = rule.asks_again(gather(replace(folders, second=None), config, {}), rule.setup_of(config))
+    return tuple(name for name in config.evaluate.panels if name in asked)
+
+
+def decide(
+    folders: Folders,
+    config: RunConfig,
+    leaked: Mapping[str, Sequence[str]],
+    earlier: Sequence[rule.Decision],
+) -> rule.Decision:
+    """The decision after a round, given the run's own decisions before."""
+    setup = rule.setup_of(config)
+    seen = gather(folders, config, leaked)
+    history: list[Mapping[str, Any] | None] = [None] * (folders.round + 1)
+    for r, folder in folders.evaluations.items():
+        history[r] = evaluation.read_report(folder)
+    return rule.decide(seen, setup, history=history, earlier=earlier, limit=rule.thresholds(seen, setup))
+
+
+def run(
+    folders: Folders,
+    config: RunConfig,
+    leaked: Mapping[str, Sequence[str]],
+    earlier: Sequence[rule.Decision],
+    *,
+    out: Path,
+) -> Metrics:
+    """Write ``decision.json``."""
+    decision = decide(folders, config, leaked, earlier)
+    durable.write_json(out / rule.DECISION, decision.to_json())
+    return rule.summary(decision)
+
+
+def run_fallen(
+    round_index: int, adapter: Path, step: int, evaluations: Mapping[int, Path], *, out: Path
+) -> Metrics:
+    """Write ``decision.json`` of a round that training discarded."""
+    probe = json.loads((adapter / training.PROBE).read_text(encoding="utf-8"))
+    history: list[Mapping[str, Any] | None] = [None] * round_index
+    for r, folder in evaluations.items():
+        history[r] = evaluation.read_report(folder)
+    decision = rule.fallen(round_index, step, probe, history)
+    durable.write_json(out / rule.DECISION, decision.to_json())
+    return rule.summary(decision)
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a decision depends on."""
+    return {
+        **config.monitor.result_settings(),
+        "filter": config.filter.result_settings(),
+        "evaluate": config.evaluate.result_settings(),
+        "seed": config.sample.seed,
+    }

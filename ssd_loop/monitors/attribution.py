@@ -1,0 +1,73 @@
+"""Which failure it is, from which monitors moved and which did not.
+
+Source: the signature table of the collapse literature, section 7. The order matters: the first signature
+that fits is the name, most specific first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ssd_loop.monitors.contrast import Reading
+from ssd_loop.monitors.replay import TRIGGER
+
+NOTHING = "none"
+# What each failure means, for the decision's one sentence.
+MEANING = {
+    "leak": "panel text got into what is trained on, so the measured gain is not real",
+    "merge": "writing the weights changed what the adapters say",
+    "diverged": "a value is not finite",
+    "cliff": "one training broke the model",
+    "runaway": "answers are cut, loop, do not parse or changed their length beyond bounds",
+    "noise": "sure places of human text came loose: noise is amplified",
+    "self-reinforcing error": "wrong answers agree more and more, or the filter accepts what is wrong",
+    "sharpening": "the model's own law narrows: choices close where human code has several",
+    "template": "right answers follow one pattern while token choices stay open",
+    "recycling": "the rounds repeat each other's programs",
+    "narrowing": "hard problems are lost while easy ones carry the mean",
+    "forgetting": "ability outside of the trained task is lost",
+    "regression": "pass rates fell and no other monitor says why",
+}
+
+
+def attribute(monitors: Mapping[str, Reading]) -> str:
+    """The failure's name; "none" where nothing is beyond its limit.
+
+    Args:
+        monitors: All readings of the round. A monitor counts as moved if it is beyond its limit, or beyond
+            the look-again limit where another one raised the alarm.
+    """
+    alarms = {name for name, reading in monitors.items() if reading.alarm}
+    if not alarms:
+        return NOTHING
+    moved = alarms | {n for n, r in monitors.items() if r.t is not None and r.t > TRIGGER}
+    return signature(alarms, moved)
+
+
+def signature(alarms: set[str], moved: set[str]) -> str:
+    """The first failure whose signature fits what raised the alarm and what else moved."""
+    if alarms & {"panel_overlap", "canaries", "twin_gap"}:
+        return "leak"
+    if "not_finite" in alarms:
+        return "diverged"
+    if "training_cliff" in alarms:
+        return "cliff"
+    if "merge_residual" in alarms:
+        return "merge"
+    if "lock_leakage" in moved:
+        return "noise"
+    if moved & {"wrong_agreement", "gate_precision", "self_judgement"} and not moved & {"fork_loss"}:
+        return "self-reinforcing error"
+    if moved & {"fork_loss", "dead_share"}:
+        return "sharpening"
+    if moved & {"richness"}:
+        return "template"
+    if "recycling" in moved:
+        return "recycling"
+    if any(name.startswith(("truncated", "unparsable", "loops", "length")) for name in alarms):
+        return "runaway"
+    if "hard_tier_pass_at_1" in moved:
+        return "narrowing"
+    if moved & {"reference_nll", "ood_pass_at_1"}:
+        return "forgetting"
+    return "regression"
