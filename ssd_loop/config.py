@@ -439,6 +439,13 @@ class MonitorConfig(Section):
         description="Worsening that is tolerated, by monitor: NAME=NUMBER for some (collapse literature, "
         "section 7).",
     )
+    seed_trainings: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Extra trainings of the first round with other seeds (A/A), each trained, merged and "
+        "measured: their spread goes into every error. 0: the false-alarm rate covers sampling noise only.",
+    )
     second_look: int = Field(
         3,
         ge=0,

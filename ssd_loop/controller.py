@@ -6,13 +6,16 @@ are skipped, and the first missing one is where work goes on.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling, store, training, weights
 from ssd_loop.composition import COMPOSITION
-from ssd_loop.measuring import drawing_settings, evaluate, templating
+from ssd_loop.lora import Term
+from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, measuring, templating
 from ssd_loop.monitors import rule
+from ssd_loop.place import SEEDS
 from ssd_loop.prompts import content_input
 from ssd_loop.records import Sample, derive_seed, read_rows
 from ssd_loop.running import Run, step
@@ -38,6 +41,8 @@ def run_rounds(run: Run) -> rule.Decision | None:
             return discard(run, n, adapter, history)
         model = merge(run, n, begun, adapter, history[0])
         history.append(evaluate(run, n, model, history[0]))
+        if not decisions:
+            retrain(run, n, begun, kept, history[0])
         decisions.append(monitor(run, n, model, kept[-1], history, decisions))
         if obeys(run, decisions[-1]):
             return decisions[-1]
@@ -118,33 +123,15 @@ def train(
     decisions: Sequence[rule.Decision],
 ) -> Finished:
     """Fine-tune an adapter on `begun` with the kept samples, the current round's last."""
-    config, seed = run.config.train, run.config.sample.seed
+    config = run.config.train
     remedy = accumulating(run, decisions)
     policy = "accumulate" if remedy else config.data_policy
     used = kept[-1:] if policy == "replace" else kept
     probed = bool(config.probe_every) and run.config.monitor.action == "stop"
 
     def work(out: Path) -> Metrics:
-        rounds = [read_rows(store.checked(done) / filtering.KEPT, Sample) for done in used]
-        samples = mixing.chosen(policy, rounds, derive_seed(seed, n, "subsample"))
-        rows = [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
-        human = human_rows(run, n, len(rows))
         texts = evaluation.read_reference(store.checked(baseline)) if probed else []
-        folder = weights.ready(run, begun)
-        run.bench.release()
-        steps = training.step_count(config, len(rows) + len(human))
-        with progress.task("train", steps, "steps") as task:
-            metrics: Metrics = training.train(
-                config,
-                model_dir=folder,
-                rows=rows + human,
-                seed=derive_seed(seed, n, "train"),
-                device=run.bench.device,
-                out=out,
-                on_step=lambda step, total, loss: task.advance(),
-                probe=texts,
-            )
-        return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
+        return fit(run, n, begun, used, policy, texts, "train", out)
 
     inputs = {"model": begun.source, "kept": kept[-1].as_input}
     inputs |= {f"kept_{done.manifest.round:03d}": done.as_input for done in used[:-1]}
@@ -152,11 +139,75 @@ def train(
         inputs["remedy"] = remedy.as_input
     if probed:
         inputs["probe"] = baseline.as_input
-    settings = config.result_settings() | {"seed": seed, "probed": probed}
+    settings = config.result_settings() | {"seed": run.config.sample.seed, "probed": probed}
     if config.human_share:
         inputs["prompts"] = content_input(run.prompts)
         settings |= templating(run.bench)
     return step(run, n, "train", training.STAGE_VERSION, settings, inputs, work)
+
+
+def fit(
+    run: Run,
+    n: int,
+    begun: Model,
+    used: Sequence[Finished],
+    policy: mixing.Policy,
+    probe: Sequence[Sequence[int]],
+    purpose: str,
+    out: Path,
+) -> Metrics:
+    """Train on the kept samples of some rounds; `purpose` names the seed."""
+    config, seed = run.config.train, run.config.sample.seed
+    rounds = [read_rows(store.checked(done) / filtering.KEPT, Sample) for done in used]
+    samples = mixing.chosen(policy, rounds, derive_seed(seed, n, "subsample"))
+    rows = [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
+    human = human_rows(run, n, len(rows))
+    folder = weights.ready(run, begun)
+    run.bench.release()
+    steps = training.step_count(config, len(rows) + len(human))
+    with progress.task("train", steps, "steps") as task:
+        metrics: Metrics = training.train(
+            config,
+            model_dir=folder,
+            rows=rows + human,
+            seed=derive_seed(seed, n, purpose),
+            device=run.bench.device,
+            out=out,
+            on_step=lambda step, total, loss: task.advance(),
+            probe=probe,
+        )
+    return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
+
+
+def retrain(run: Run, n: int, begun: Model, kept: Sequence[Finished], baseline: Finished) -> None:
+    """Train, merge and measure a round again with other seeds, as often as was paid for.
+
+    What is kept of each is its evaluation alone: how far trainings differ that should not.
+    """
+    config = run.config
+    used = kept[-1:] if config.train.data_policy == "replace" else kept
+    for stage in SEEDS[: config.monitor.seed_trainings]:
+
+        def work(out: Path, stage: str = stage) -> Metrics:
+            with tempfile.TemporaryDirectory(dir=out, prefix="weights.") as scratch:
+                adapter, merged = Path(scratch) / "adapter", Path(scratch) / "merged"
+                adapter.mkdir()
+                merged.mkdir()
+                fit(run, n, begun, used, config.train.data_policy, (), stage, adapter)
+                terms = [*weights.checked_terms(begun.terms), Term(adapter)]
+                weights.write_weights(run, config.merge.rounding, terms, merged)
+                counts = evaluation.sample_counts(config.evaluate, baseline=False)
+                return measuring(run.bench, n, lambda: merged, counts, baseline)(out)
+
+        inputs = {"model": begun.source, "baseline": baseline.as_input}
+        inputs |= {f"kept_{done.manifest.round:03d}": done.as_input for done in used}
+        inputs |= evaluation.problem_inputs(config.evaluate)
+        settings = {
+            "train": config.train.result_settings(),
+            "rounding": config.merge.rounding,
+            **evaluation_settings(run.bench),
+        }
+        step(run, n, stage, training.STAGE_VERSION, settings, inputs, work)
 
 
 def human_rows(run: Run, n: int, sampled: int) -> list[training.TrainingRow]:

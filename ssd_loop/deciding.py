@@ -15,7 +15,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import ConfigError
 from ssd_loop.monitors import rule
-from ssd_loop.place import Place, existing
+from ssd_loop.place import SEEDS, Place, existing
 
 LEAKS = ("panel_overlap", "canaries")  # not searched again: their texts need the run's data
 
@@ -49,7 +49,7 @@ def replay(root: Path, name: str, changed: Mapping[str, Any]) -> Iterator[Replay
         raise ConfigError(f"run {name} has no decision yet; run it for a round first")
     earlier: list[rule.Decision] = []
     for n in rounds:
-        found = _again(place, config, n, earlier)
+        found = _again(place, config, n, rounds[0], earlier)
         earlier.append(found.now)
         yield found
 
@@ -60,19 +60,22 @@ def _merged(own: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any
     return {**changed, "margins": margins}
 
 
-def _again(place: Place, config: RunConfig, n: int, earlier: Sequence[rule.Decision]) -> Replayed:
+def _again(place: Place, config: RunConfig, n: int, first: int, earlier: Sequence[rule.Decision]) -> Replayed:
     done = store.finished(place.stage(n, "monitor"))
     assert done is not None
     recorded = rule.read_decision(store.checked(done))
     if not store.finished(place.stage(n, "evaluate")):  # discarded by the probe inside training
         return Replayed(recorded, recorded, ())
     stages = {r: store.finished(place.stage(r, "evaluate")) for r in place.known_rounds() if r <= n}
+    seeds = [store.finished(place.stage(first, stage)) for stage in SEEDS]
     merged, second = (store.finished(place.stage(n, stage)) for stage in ("merge", "second_look"))
     folders = monitoring.Folders(
         round=n,
         evaluations={r: store.checked(stage) for r, stage in stages.items() if stage},
         second=store.checked(second) if second else None,
         merge=merged.manifest.metrics if merged else {},
+        seeds=tuple(store.checked(again) for again in seeds if again),
+        first=first,
     )
     found = {name: recorded.monitors[name] for name in LEAKS if name in recorded.monitors}
     leaked = {name: [reading.reason or ""] * int(reading.value or 0) for name, reading in found.items()}

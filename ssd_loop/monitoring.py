@@ -29,12 +29,16 @@ class Folders:
         evaluations: Evaluation folder of every measured round up to this one, by round; 0 is the baseline.
         second: Folder of this round's second look, if one was taken.
         merge: Metrics of this round's merge.
+        seeds: Evaluations of the first round's extra trainings, which differ in their seed alone.
+        first: That round.
     """
 
     round: int
     evaluations: Mapping[int, Path]
     second: Path | None
     merge: Mapping[str, Any]
+    seeds: tuple[Path, ...] = ()
+    first: int = 1
 
 
 def gather(folders: Folders, config: RunConfig, leaked: Mapping[str, Sequence[str]]) -> evidence.Evidence:
@@ -71,6 +75,27 @@ def _archived(before: Sequence[int]) -> list[int]:
     return [r for r in reversed(before) if r][:ARCHIVE_ROUNDS]
 
 
+def seed_noise(folders: Folders, config: RunConfig) -> dict[str, float]:
+    """Standard deviation between training seeds, by monitor; empty if no extra trainings were paid for."""
+    if not folders.seeds:
+        return {}
+    trained = [folders.evaluations[folders.first], *folders.seeds]
+    alone = [
+        gather(
+            replace(
+                folders,
+                round=folders.first,
+                evaluations={0: folders.evaluations[0], folders.first: folder},
+                second=None,
+            ),
+            config,
+            {},
+        )
+        for folder in trained
+    ]
+    return rule.noise_between(alone, rule.setup_of(config))
+
+
 def leaked(kept: Path, config: RunConfig, prompts: Sequence[Problem]) -> dict[str, list[str]]:
     """Panel texts and canaries found in a round's training rows, by guard."""
     rows = read_rows(kept / filtering.KEPT, Sample)
@@ -97,7 +122,8 @@ def measured_problems(config: RunConfig) -> list[Problem]:
 
 def asks_again(folders: Folders, config: RunConfig) -> tuple[PanelName, ...]:
     """The panels that a second look is asked of."""
-    asked = rule.asks_again(gather(replace(folders, second=None), config, {}), rule.setup_of(config))
+    setup = rule.setup_of(config, seed_noise(folders, config))
+    asked = rule.asks_again(gather(replace(folders, second=None), config, {}), setup)
     return tuple(name for name in config.evaluate.panels if name in asked)
 
 
@@ -108,7 +134,7 @@ def decide(
     earlier: Sequence[rule.Decision],
 ) -> rule.Decision:
     """The decision after a round, given the run's own decisions before."""
-    setup = rule.setup_of(config)
+    setup = rule.setup_of(config, seed_noise(folders, config))
     seen = gather(folders, config, leaked)
     history: list[Mapping[str, Any] | None] = [None] * (folders.round + 1)
     for r, folder in folders.evaluations.items():

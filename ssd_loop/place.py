@@ -11,8 +11,19 @@ from ssd_loop.errors import BadArtifactError, ConfigError
 
 ROUNDS, CHECKPOINTS = "rounds", "checkpoints"
 RUN_FILE, EVENTS, CONTINUED, BEST = "run.json", "events.jsonl", "continued.json", "best"
-STAGES = ("sample", "filter", "train", "merge", "evaluate", "second_look", "monitor", "interpolate")
-ONLY_WHERE_ASKED = ("second_look", "interpolate")  # by the decision rule
+SEEDS = tuple(f"seed_{number:02d}" for number in range(1, 9))  # extra trainings of a first round
+STAGES = (
+    "sample",
+    "filter",
+    "train",
+    "merge",
+    "evaluate",
+    *SEEDS,
+    "second_look",
+    "monitor",
+    "interpolate",
+)
+ONLY_WHERE_ASKED = (*SEEDS, "second_look", "interpolate")  # by the settings or the decision rule
 # Kept under checkpoints/, and their folder's name.
 WEIGHT_STAGES = {"train": "adapter", "merge": "merged", "interpolate": "interpolated"}
 

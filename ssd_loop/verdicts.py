@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssd_loop import durable, evaluation, measuring, monitoring, progress, store, weights
 from ssd_loop.monitors import rule
-from ssd_loop.place import BEST, CONTINUED, Place, round_name
+from ssd_loop.place import BEST, CONTINUED, SEEDS, Place, round_name
 from ssd_loop.prompts import content_input
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Metrics
@@ -36,11 +36,15 @@ def monitor(
 ) -> rule.Decision:
     """Decide whether another round is worth it, point `best` at the best one and prune old weights."""
     assert model.merged is not None
+    first = decisions[0].round if decisions else n
+    seeds = retrained(run, first)
     folders = monitoring.Folders(
         round=n,
         evaluations={done.manifest.round: store.checked(done) for done in history},
         second=None,
         merge=model.merged.manifest.metrics,
+        seeds=tuple(store.checked(done) for done in seeds),
+        first=first,
     )
     second = measuring.second_look(run, n, model, folders, history[0])
 
@@ -54,6 +58,7 @@ def monitor(
     inputs |= evaluation.problem_inputs(run.config.evaluate)
     if second:
         inputs["second_look"] = second.as_input
+    inputs |= {done.manifest.stage: done.as_input for done in seeds}
     inputs |= {f"monitor_{d.round:03d}": _monitored(run, d).as_input for d in decisions}
     done = step(run, n, "monitor", rule.STAGE_VERSION, monitoring.settings(run.config), inputs, work)
     return _settled(run, done, history[0])
@@ -84,6 +89,13 @@ def _settled(run: Run, done: Finished, baseline: Finished) -> rule.Decision:
     durable.point_link(run.place.weights / BEST, round_name(best))
     weights.prune(run, best)
     return decision
+
+
+def retrained(run: Run, first: int) -> list[Finished]:
+    """The extra trainings of this run's first own round, where they are finished."""
+    asked = SEEDS[: run.config.monitor.seed_trainings]
+    found = [store.finished(run.place.stage(first, stage)) for stage in asked]
+    return [done for done in found if done]
 
 
 def remedied(run: Run, model: Model, decisions: Sequence[rule.Decision], baseline: Finished) -> Model:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ import numpy as np
 from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
 from ssd_loop.durable import finite
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors import guards, reported, selection, suite
+from ssd_loop.monitors import guards, reported, seeds, selection, suite
 from ssd_loop.monitors.attribution import MEANING, attribute
 from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family, Reading
 from ssd_loop.monitors.evidence import Evidence, Panel
@@ -102,6 +103,29 @@ class Decision:
 def panel_of(monitor: suite.Monitor, panels: Mapping[str, Panel]) -> PanelName:
     """Where a monitor is measured in this run."""
     return "heldout" if monitor.panel == "probe" and "probe" not in panels else monitor.panel
+
+
+def noise_between(trainings: Sequence[Evidence], setup: Setup) -> dict[str, float]:
+    """Standard deviation between trainings with other seeds, by monitor; 0 where it cannot be told.
+
+    Scoring texts is deterministic, so all of its variance counts; where samples are drawn, what the drawing
+    explains is taken off: half of the squared error of a difference between two trainings.
+    """
+    found: dict[str, float] = {}
+    for name in suite.SCORED:
+        values = [suite.on_texts(*seen.scores.positions()).get(name) for seen in trainings]
+        told = [float(value.worsening) for value in values if value is not None]
+        if len(told) == len(trainings):
+            found[name] = seeds.noise(told, [0.0] * len(told))
+    for monitor in setup.monitors:
+        panels = [seen.panels.get(panel_of(monitor, seen.panels)) for seen in trainings]
+        measured = [monitor.measure(panel.current) for panel in panels if panel and panel.judged]
+        contrasts = [_on_samples(monitor, seen, setup, pooled=False) for seen in trainings]
+        told = [float(c.worsening) for c in contrasts if isinstance(c, Contrast) and c.units >= MIN_UNITS]
+        if len(told) == len(trainings) == len(measured):
+            pairs = [monitor.contrast(a, b).se for a, b in combinations(measured, 2)]
+            found[monitor.name] = seeds.noise(told, [float(se) ** 2 / 2.0 for se in pairs])
+    return found
 
 
 def asks_again(evidence: Evidence, setup: Setup) -> tuple[str, ...]:
