@@ -127,7 +127,7 @@ def train(
     remedy = accumulating(run, decisions)
     policy = "accumulate" if remedy else config.data_policy
     used = kept[-1:] if policy == "replace" else kept
-    probed = bool(config.probe_every) and run.config.monitor.action == "stop"
+    probed = bool(config.probe_every)
 
     def work(out: Path) -> Metrics:
         texts = evaluation.read_reference(store.checked(baseline)) if probed else []
@@ -139,7 +139,7 @@ def train(
         inputs["remedy"] = remedy.as_input
     if probed:
         inputs["probe"] = baseline.as_input
-    settings = config.result_settings() | {"seed": run.config.sample.seed, "probed": probed}
+    settings = config.result_settings() | {"seed": run.config.sample.seed}
     if config.human_share:
         inputs["prompts"] = content_input(run.prompts)
         settings |= templating(run.bench)
@@ -175,6 +175,8 @@ def fit(
             out=out,
             on_step=lambda step, total, loss: task.advance(),
             probe=probe,
+            # Not part of what the stage is: it changes nothing but in a round that is lost anyway.
+            ends_on_cliff=run.config.monitor.action == "stop",
         )
     return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
 

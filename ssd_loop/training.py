@@ -59,11 +59,12 @@ def train(
     out: Path,
     on_step: OnStep | None = None,
     probe: Sequence[Sequence[int]] = (),
+    ends_on_cliff: bool = True,
 ) -> dict[str, float | int]:
     """Metrics of the training; the adapter goes to `out` as float32 in PEFT's own format.
 
-    With a probe, ``probe.json`` has the rise of its NLL. Where that is a cliff, training ends there: no
-    adapter is written, and the metrics have `cliff_step`.
+    With a probe, ``probe.json`` has the rise of its NLL. Where that is a cliff and `ends_on_cliff` is set,
+    training ends there: no adapter is written, and the metrics have `cliff_step`.
 
     Args:
         config: How to train.
@@ -74,6 +75,7 @@ def train(
         out: Existing folder for the adapter.
         on_step: Called after each optimiser step with (step, steps, loss in nats per token).
         probe: Token ids of fixed human texts, whose NLL is watched every `probe_every` steps.
+        ends_on_cliff: Whether a cliff ends the training.
 
     Raises:
         StageFailedError: No rows, a loss that is not finite, or too little GPU memory.
@@ -92,7 +94,11 @@ def train(
     )
     ordered = [rows[index] for index in order]
     with _undisturbed_process():
-        watched = cliff.Probe(probe, config.probe_margin) if probe and config.probe_every else None
+        watched = (
+            cliff.Probe(probe, config.probe_margin, ends=ends_on_cliff)
+            if probe and config.probe_every
+            else None
+        )
         steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched)
     metrics = _metrics(steps, ordered, config.batch_size)
     if watched:
@@ -314,7 +320,7 @@ def _watch(steps: list[_Step], on_step: OnStep | None, probe: cliff.Probe | None
                 return
             step = _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
             if not math.isfinite(step.loss) or not math.isfinite(step.grad_norm):
-                if probe is not None:
+                if probe is not None and probe.ends:
                     probe.cliff, control.should_training_stop = state.global_step, True
                     return
                 raise StageFailedError(

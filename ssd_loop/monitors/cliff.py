@@ -39,18 +39,20 @@ class Probe:
     Attributes:
         texts: Token ids; the same number of first tokens of each is used.
         margin: Rise that is tolerated, nats per token.
-        cliff: Step at which the cliff was met.
+        ends: Whether a cliff ends the training, or is only there to be read.
+        cliff: Step at which training ended on a cliff.
     """
 
     texts: Sequence[Sequence[int]]
     margin: float
+    ends: bool = True
     cliff: int | None = None
     _nll: dict[int, Floats] = field(default_factory=dict)
 
     def measure(self, model: Any, step: int) -> bool:
-        """Score the texts under the model as it is; whether this is a cliff."""
+        """Score the texts under the model as it is; whether training ends on this."""
         nll = self._nll[step] = text_nll(model, self.texts)
-        if is_cliff(nll - self._nll[min(self._nll)], self.margin):
+        if self.ends and is_cliff(nll - self._nll[min(self._nll)], self.margin):
             self.cliff = step
         return self.cliff is not None
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssd_loop import costs, evaluation, store
+from ssd_loop.config import MonitorConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import rule, signal
@@ -51,12 +52,26 @@ def choices(about: Mapping[str, Any]) -> list[str]:
     train, sample = config.train, config.sample
     lines = [
         f"samples drawn by the {_whose(sample.policy)}; each adapter trained on the "
-        f"{_whose(train.start_from)}; data: {train.data_policy}, {train.human_share:.0%} human-written"
+        f"{_whose(train.start_from)}; data: {train.data_policy}, {train.human_share:.0%} human-written",
+        _budget(config.monitor),
     ]
     if parent := about.get("parent"):
         changes = "; ".join(about.get("changes", [])) or "no setting changed"
         lines.append(f"started from {parent['run']}@{parent['round']}: {changes}")
     return lines
+
+
+def _budget(config: MonitorConfig) -> str:
+    """What the false-alarm rate means in this run."""
+    noise = (
+        f"noise between training seeds is covered by {config.seed_trainings} extra trainings"
+        if config.seed_trainings
+        else "it covers sampling noise only: noise between training seeds was not measured"
+    )
+    return (
+        f"monitors: at most {config.false_alarm_rate:.0%} false alarms in {config.horizon} rounds, then a new "
+        f"budget; {noise}"
+    )
 
 
 def _whose(policy: str) -> str:
