@@ -56,17 +56,21 @@ def signature(alarms: set[str], moved: set[str]) -> str:
         return "merge"
     if "lock_leakage" in moved:
         return "noise"
-    if moved & {"wrong_agreement", "gate_precision", "self_judgement"} and not moved & {"fork_loss"}:
+    narrows = moved & {"fork_loss", "dead_share", "richness", "recycling"}
+    # Whoever learns a few samples by heart also makes wrong answers agree: agreement alone names no error
+    # where right answers lose their variety as well.
+    if moved & {"gate_precision", "self_judgement"} or ("wrong_agreement" in moved and not narrows):
         return "self-reinforcing error"
     if moved & {"fork_loss", "dead_share"}:
         return "sharpening"
-    if moved & {"richness"}:
-        return "template"
     if "recycling" in moved:
         return "recycling"
-    if any(name.startswith(("truncated", "unparsable", "loops", "length")) for name in alarms):
+    if "richness" in moved:
+        return "template"
+    if alarms & {"truncated_share", "unparsable_share", "loops_share", "length"}:
         return "runaway"
-    if "hard_tier_pass_at_1" in moved:
+    lost = moved & {"hard_tier_pass_at_1", "heldout_coverage"}
+    if "hard_tier_pass_at_1" in moved or (lost and "heldout_pass_at_1" not in moved):
         return "narrowing"
     if moved & {"reference_nll", "ood_pass_at_1"}:
         return "forgetting"

@@ -1,9 +1,14 @@
-"""Null replay: how large the statistics get in a run in which nothing changes but the samples drawn.
+"""Null replay: how large the statistics get in a run in which nothing gets worse than is tolerated.
 
 Westfall and Young's max-T (1993) over monitors, rounds, looks and arms at once: pseudo-runs are drawn from
 round 0's own samples, with one pseudo-baseline each that all of their rounds share, and every step of the
 rule is done to them. So the threshold knows how monitors move together, that the baseline is noisy, and
 what second looks and the slow arm add. Source: collapse literature, section 5.2 steps 3 to 5.
+
+What is replayed is the worst healthy run: one monitor of the family at the very edge of its margin in every
+round, the others unchanged. The limits hold for whichever monitor that is. All of them at their edges at
+once would ask for limits so high that real harm is found rounds later (docs/collapse.md has both figures);
+where panels are small, so that margins are less than noise, the two come to the same.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from ssd_loop.monitors.suite import Monitor
 RUNS = 5000  # pseudo-runs: a rate of .03 is met to +- .005 (two standard errors)
 LOOKUPS = 100_000  # comparisons of a round with a baseline, for each monitor; bounds time for long horizons
 MIN_RUNS = 1000
-SAMPLES = 12_000_000  # drawn for pools in all, which bounds time and memory for large panels
+SAMPLES = 40_000_000  # drawn for pools in all, which bounds time and memory for large panels
 POOL = 1000  # different pseudo-rounds and pseudo-baselines at most; runs share them
 CHUNK = 2_000_000  # samples held at once
 
@@ -65,11 +70,25 @@ def slower(t: Floats, before: Floats) -> Floats:
     return np.where(np.isfinite(t), np.maximum(WEIGHT * t + (1.0 - WEIGHT) * before, 0.0), before)
 
 
+@dataclass(frozen=True)
+class Null:
+    """Statistics t of one monitor in runs without harm, (runs, horizon) each.
+
+    Attributes:
+        edge: With a worsening that is just the margin.
+        still: Without any.
+    """
+
+    edge: Floats
+    still: Floats
+
+
 def limits(
     pools: Mapping[str, Pool],
     monitors: Sequence[Monitor],
     scored: Mapping[str, tuple[Family, int]],
     *,
+    margins: Mapping[str, float],
     budgets: Mapping[Family, float],
     horizon: int,
     seed: int,
@@ -78,13 +97,13 @@ def limits(
 ) -> dict[Family, Limits]:
     """The limits of each family that hold its error budget over `horizon` rounds.
 
-    Both arms start from half of the budget, and one factor on both then makes the whole rule meet it.
-
     Args:
         pools: Panels by name.
         monitors: What is measured on their samples.
-        scored: Monitors without samples to redraw (scoring is deterministic, or there are too few): their
-            family and number of units. Their t is drawn from Student's law, afresh in every round.
+        scored: Monitors without samples to redraw: their family and number of units. Their noise is that of
+            which texts or problems they are measured on, which are the same in every round, so one t of
+            Student's law is drawn for a whole run; unchanged, they do not move at all.
+        margins: Worsening that is tolerated, by monitor.
         budgets: Chance of a false alarm per run of each family.
         horizon: Rounds that the budget is for.
         seed: Seed of all draws.
@@ -93,41 +112,59 @@ def limits(
     """
     rng = np.random.default_rng(seed)
     runs = int(np.clip(LOOKUPS // horizon, MIN_RUNS, runs))
-    t = _sampled_t(pools, monitors, seed_noise or {}, runs, horizon, rng)
+    nulls = _sampled(pools, monitors, margins, seed_noise or {}, runs, horizon, rng)
     families: dict[str, Family] = {monitor.name: monitor.family for monitor in monitors}
     for name, (family, units) in scored.items():
         if units >= MIN_UNITS:
-            t[name], families[name] = rng.standard_t(units - 1, (runs, horizon)), family
-    found: dict[Family, Limits] = {}
-    for family, budget in budgets.items():
-        own = [t[name] for name in t if families[name] == family]
-        if own:
-            found[family] = _calibrated(np.stack(own), budget)
-    return found
+            luck = np.repeat(rng.standard_t(units - 1, (runs, 1)), horizon, axis=1)
+            nulls[name], families[name] = Null(luck, np.full_like(luck, -np.inf)), family
+    return {
+        family: _calibrated([null for name, null in nulls.items() if families[name] == family], budget)
+        for family, budget in budgets.items()
+        if family in families.values()
+    }
 
 
-def _calibrated(t: Floats, budget: float) -> Limits:
-    """Limits for statistics (monitors, runs, rounds) of runs without a change."""
-    slow, peak = np.zeros(t.shape[:2]), np.full(t.shape[1], -np.inf)
-    for r in range(t.shape[2]):
-        slow = slower(t[:, :, r], slow)
-        peak = np.maximum(peak, slow.max(axis=0))
-    highest = np.where(np.isfinite(t), t, -np.inf).max(axis=(0, 2))
-    start, slow_start = (max(float(np.quantile(x, 1.0 - budget / 2.0)), 1e-6) for x in (highest, peak))
-    factor = float(np.quantile(np.maximum(highest / start, peak / slow_start), 1.0 - budget))
-    return Limits(factor * start, factor * slow_start)
+def _calibrated(nulls: Sequence[Null], budget: float) -> Limits:
+    """The lowest limits that hold the budget whichever monitor is at its edge.
+
+    Both arms start from half of the budget, and one factor on both then makes the whole rule meet it.
+    """
+    edge = [_peaks(null.edge) for null in nulls]
+    still = [_peaks(null.still) for null in nulls]
+    found = []
+    for index, own in enumerate(edge):
+        others = still[:index] + still[index + 1 :]
+        own_t, slow = (np.max([own[arm], *(other[arm] for other in others)], axis=0) for arm in (0, 1))
+        start, slow_start = (max(float(np.quantile(x, 1.0 - budget / 2.0)), 1e-6) for x in (own_t, slow))
+        factor = float(np.quantile(np.maximum(own_t / start, slow / slow_start), 1.0 - budget))
+        found.append(Limits(factor * start, factor * slow_start))
+    return Limits(max(limit.t for limit in found), max(limit.slow for limit in found))
 
 
-def _sampled_t(
+def _peaks(t: Floats) -> tuple[Floats, Floats]:
+    """The largest t of each run, and the largest value of its slow arm."""
+    slow, peak = np.zeros(t.shape[0]), np.zeros(t.shape[0])
+    for r in range(t.shape[1]):
+        slow = slower(t[:, r], slow)
+        peak = np.maximum(peak, slow)
+    return t.max(axis=1), peak
+
+
+def _sampled(
     pools: Mapping[str, Pool],
     monitors: Sequence[Monitor],
+    margins: Mapping[str, float],
     seed_noise: Mapping[str, float],
     runs: int,
     horizon: int,
     rng: np.random.Generator,
-) -> dict[str, Floats]:
-    """Every monitor's t after the look or looks, (runs, horizon), without a margin: at its very edge."""
-    found: dict[str, Floats] = {}
+) -> dict[str, Null]:
+    """Every monitor's t after the look or looks, at the edge of its margin and without a change.
+
+    A second look is taken of a whole panel, where the monitor at its edge or an unchanged one asks for it.
+    """
+    found: dict[str, Null] = {}
     cost = sum(
         pool.draws.problems * (pool.draws.samples + pool.set_size + pool.more) for pool in pools.values()
     )
@@ -135,19 +172,29 @@ def _sampled_t(
     for name, pool in pools.items():
         own = [monitor for monitor in monitors if monitor.panel == name]
         measured = _pseudo(pool, own, size, rng)
-        at = rng.integers(size, size=runs), rng.integers(size, size=(runs, horizon))
-        noise = {m.name: seed_noise.get(m.name, 0.0) for m in own}
-        shift = {m.name: noise[m.name] * rng.standard_normal((runs, horizon)) for m in own}
-        first = {m.name: np.empty((runs, horizon)) for m in own}
-        pooled = {m.name: np.empty((runs, horizon)) for m in own}
+        bases, rounds = rng.integers(size, size=runs), rng.integers(size, size=(runs, horizon))
+        edge: dict[str, list[Floats]] = {}
+        still: dict[str, list[Floats]] = {}
         for monitor in own:
-            base, once, twice = (values for values in measured[monitor.name])
-            for r in range(horizon):
-                for target, values in ((first, once), (pooled, twice)):
-                    worse = monitor.contrast(values[at[1][:, r]], base[at[0]])
-                    target[monitor.name][:, r] = worse.t(-shift[monitor.name][:, r], noise[monitor.name])
-        asks = np.any([first[m.name] > TRIGGER for m in own], axis=0) if pool.more else np.False_
-        found |= {m.name: np.where(asks, pooled[m.name], first[m.name]) for m in own}
+            noise = seed_noise.get(monitor.name, 0.0)
+            shift = noise * rng.standard_normal((runs, horizon))
+            base, once, twice = measured[monitor.name]
+            for values in (once, twice):
+                at_edge, unmoved = np.empty((runs, horizon)), np.empty((runs, horizon))
+                for r in range(horizon):
+                    worse = monitor.contrast(values[rounds[:, r]], base[bases])
+                    at_edge[:, r] = worse.t(-shift[:, r], noise)
+                    unmoved[:, r] = worse.t(margins[monitor.name] - shift[:, r], noise)
+                edge.setdefault(monitor.name, []).append(at_edge)
+                still.setdefault(monitor.name, []).append(unmoved)
+        suspicious = np.any([first > TRIGGER for first, _ in still.values()], axis=0)
+        for monitor in own:
+            (first, pooled), (calm, calm_pooled) = edge[monitor.name], still[monitor.name]
+            asked = suspicious | (first > TRIGGER) if pool.more else np.False_
+            found[monitor.name] = Null(
+                np.where(asked, pooled, first),
+                np.where(suspicious if pool.more else np.False_, calm_pooled, calm),
+            )
     return found
 
 

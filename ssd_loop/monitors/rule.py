@@ -128,16 +128,21 @@ def noise_between(trainings: Sequence[Evidence], setup: Setup) -> dict[str, floa
     return found
 
 
-def asks_again(evidence: Evidence, setup: Setup) -> tuple[str, ...]:
+def asks_again(evidence: Evidence, setup: Setup) -> tuple[PanelName, ...]:
     """The panels that a second look is asked of: those with a monitor beyond 1.64 standard errors."""
     if not setup.config.second_look:
         return ()
-    asked = []
+    asked: list[PanelName] = []
     for monitor in setup.monitors:
         found = _on_samples(monitor, evidence, setup, pooled=False)
         noise = setup.seed_noise.get(monitor.name, 0.0)
         if isinstance(found, Contrast) and found.t(setup.config.margins[monitor.name], noise) > TRIGGER:
             asked.append(panel_of(monitor, evidence.panels))
+    if "twin" in evidence.panels:
+        gap = _twin_gap(evidence, pooled=False)
+        noise = setup.seed_noise.get("twin_gap", 0.0)
+        if isinstance(gap, Contrast) and gap.t(setup.config.margins["twin_gap"], noise) > TRIGGER:
+            asked += ["heldout", "twin"]
     return tuple(dict.fromkeys(asked))
 
 
@@ -157,6 +162,7 @@ def thresholds(evidence: Evidence, setup: Setup) -> dict[Family, Limits]:
         pools,
         present,
         {name: (families[name], units) for name, units in _scored_units(evidence).items()},
+        margins={str(name): margin for name, margin in config.margins.items()},
         budgets={family: config.false_alarm_rate * share for family, share in BUDGET.items()},
         horizon=config.horizon,
         seed=derive_seed(setup.seed, "null replay"),
@@ -255,7 +261,7 @@ def _statistics(
     for name, value in suite.on_texts(*evidence.scores.positions()).items():
         found[name] = (suite.SCORED[name], value)
     if "twin" in evidence.panels:
-        found["twin_gap"] = (suite.SCORED["twin_gap"], _twin_gap(evidence))
+        found["twin_gap"] = (suite.SCORED["twin_gap"], _twin_gap(evidence, pooled=True))
     probe = evidence.panels.get("probe", evidence.panels["heldout"])
     small = not suite.is_large(probe.current)
     for name, value in suite.on_rounds(probe.baseline, probe.pooled, probe.archive).items():
@@ -282,12 +288,13 @@ def _on_samples(monitor: suite.Monitor, evidence: Evidence, setup: Setup, *, poo
     return monitor.contrast(monitor.measure(current), base)
 
 
-def _twin_gap(evidence: Evidence) -> Contrast | str:
+def _twin_gap(evidence: Evidence, *, pooled: bool) -> Contrast | str:
     original, twin = evidence.panels["heldout"], evidence.panels["twin"]
     if not (original.judged and twin.judged):
         return "answers were not run"
     rows = [original.names.index(name) for name in twin.names]
-    now = passes(original.pooled, 1)[rows], passes(twin.pooled, 1)
+    looks = [panel.pooled if pooled else panel.current for panel in (original, twin)]
+    now = passes(looks[0], 1)[rows], passes(looks[1], 1)
     before = passes(original.baseline, 1)[rows], passes(twin.baseline, 1)
     return suite.twin_gap(now, before)
 

@@ -69,8 +69,8 @@ def _budget(config: MonitorConfig) -> str:
         else "it covers sampling noise only: noise between training seeds was not measured"
     )
     return (
-        f"monitors: at most {config.false_alarm_rate:.0%} false alarms in {config.horizon} rounds, then a new "
-        f"budget; {noise}"
+        f"monitors: at most {config.false_alarm_rate:.0%} false alarms in {config.horizon} rounds, then a "
+        f"new budget; {noise}"
     )
 
 
