@@ -27,6 +27,7 @@ FilterName = Literal[
     "truncated",
     "unparsable",
     "does_not_run",
+    "minority",
     "duplicate",
     "too_short",
     "too_long",
@@ -264,7 +265,10 @@ class FilterConfig(Section):
     """Which samples are dropped before training; the first filter that matches is the reason."""
 
     filters: tuple[FilterName, ...] = Field(
-        ("raw",), min_length=1, description="Applied in order; raw = empty + stub (P section 3.1)."
+        ("raw",),
+        min_length=1,
+        description="Applied in order; raw = empty + stub (P section 3.1); minority drops answers that "
+        "behave otherwise than most of their prompt's.",
     )
     too_short_share: Share = Field(
         0.1, description="Share of shortest texts that too_short drops (apple/ml-ssd: 10 %)."
@@ -517,8 +521,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        if "does_not_run" in self.filter.filters and not self.sandbox.execute:
-            raise ValueError("filter.filters has does_not_run, which needs sandbox.execute")
+        for name in ("does_not_run", "minority"):
+            if name in self.filter.filters and not self.sandbox.execute:
+                raise ValueError(f"filter.filters has {name}, which needs sandbox.execute")
+        if "minority" in self.filter.filters and self.sample.samples_per_prompt < 2:
+            raise ValueError(
+                "filter.filters has minority, which needs sample.samples_per_prompt of 2 or more"
+            )
         longest = max(
             self.sample.max_new_tokens, self.evaluate.max_new_tokens, self.evaluate.reference_tokens
         )

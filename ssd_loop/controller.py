@@ -93,19 +93,20 @@ def sample(run: Run, n: int, model: Model) -> Finished:
 def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     """Drop the samples that are not trained on."""
     config, sandbox = run.config.filter, run.config.sandbox
-    executes = "does_not_run" in config.filters
+    executes = bool({"does_not_run", "minority"} & set(config.filters))
 
     def work(out: Path) -> Metrics:
         rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)
-        runs = None
-        if executes:
-            runs = judging.running(
-                rows,
-                {prompt.id: prompt for prompt in run.prompts},
-                limits=judging.limits_of(sandbox),
-                workers=sandbox.workers,
-            )
-        return filtering.run(config, rows, out=out, runs=runs)
+        prompts = {prompt.id: prompt for prompt in run.prompts}
+        limits = judging.limits_of(sandbox)
+        runs, behaviours = None, None
+        if "does_not_run" in config.filters:
+            runs = judging.running(rows, prompts, limits=limits, workers=sandbox.workers)
+        if "minority" in config.filters:
+            pairs = [(prompts[row.prompt_id], row) for row in rows]
+            results = judging.judge_all(pairs, limits=limits, workers=sandbox.workers, execute=True)
+            behaviours = {(r.problem_id, r.sample_index): r.behaviour for r in results}
+        return filtering.run(config, rows, out=out, runs=runs, behaviours=behaviours)
 
     inputs, settings = {"samples": samples.as_input}, config.result_settings()
     if executes:

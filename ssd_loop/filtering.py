@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,11 @@ def expand(filters: Sequence[FilterName]) -> list[FilterName]:
 
 
 def judge(
-    samples: Sequence[Sample], config: FilterConfig, *, runs: Collection[Key] | None = None
+    samples: Sequence[Sample],
+    config: FilterConfig,
+    *,
+    runs: Collection[Key] | None = None,
+    behaviours: Mapping[Key, str | None] | None = None,
 ) -> list[FilterName | None]:
     """For each sample the first filter that drops it, or None to keep it.
 
@@ -43,10 +47,13 @@ def judge(
         samples: All samples of the round; the shares and quantiles are taken over them.
         config: Which filters, and their shares.
         runs: Keys of the samples whose program ran; only `does_not_run` needs it.
+        behaviours: What each sample did on the probe inputs, None if it did not run; for `minority`.
     """
     names = expand(config.filters)
     codes = [extract_code(sample.text) for sample in samples]
-    rules: dict[FilterName, Rule] = {name: _rule(name, samples, codes, config, runs) for name in names}
+    rules: dict[FilterName, Rule] = {
+        name: _rule(name, samples, codes, config, runs, behaviours) for name in names
+    }
     return [next((name for name in names if rules[name](index)), None) for index in range(len(samples))]
 
 
@@ -56,6 +63,7 @@ def _rule(
     codes: Sequence[str | None],
     config: FilterConfig,
     runs: Collection[Key] | None,
+    behaviours: Mapping[Key, str | None] | None,
 ) -> Rule:
     shown = [s.text if code is None else code for s, code in zip(samples, codes, strict=True)]
     if name == "empty":
@@ -70,6 +78,11 @@ def _rule(
         if runs is None:
             raise ValueError("does_not_run needs the samples that ran")
         return lambda i: key(samples[i]) not in runs
+    if name == "minority":
+        if behaviours is None:
+            raise ValueError("minority needs what the samples did")
+        usual = _usual(behaviours)
+        return lambda i: key(samples[i]) not in usual
     if name == "duplicate":
         repeated = _repeated(samples, codes)
         return lambda i: repeated[i]
@@ -92,6 +105,22 @@ def _extreme(sizes: Sequence[int], share: float) -> set[int]:
     return set(order[: int(share * len(sizes) + 1e-9)])
 
 
+def _usual(behaviours: Mapping[Key, str | None]) -> set[Key]:
+    """The samples that behave as most of their prompt's samples do; of equally common behaviours, all.
+
+    Answers that did not run agree with nothing.
+    """
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for (prompt, _), behaviour in behaviours.items():
+        if behaviour is not None:
+            seen[prompt][behaviour] += 1
+    return {
+        (prompt, index)
+        for (prompt, index), behaviour in behaviours.items()
+        if behaviour is not None and seen[prompt][behaviour] == max(seen[prompt].values())
+    }
+
+
 def _repeated(samples: Sequence[Sample], codes: Sequence[str | None]) -> list[bool]:
     """Whether an earlier sample of the same prompt has the same program, names and layout apart."""
     seen: set[tuple[str, str]] = set()
@@ -109,13 +138,14 @@ def run(
     *,
     out: Path,
     runs: Collection[Key] | None = None,
+    behaviours: Mapping[Key, str | None] | None = None,
 ) -> Metrics:
     """Write ``kept.parquet`` and ``dropped.parquet``.
 
     Raises:
         StageFailedError: nothing is left to train on.
     """
-    reasons = judge(samples, config, runs=runs)
+    reasons = judge(samples, config, runs=runs, behaviours=behaviours)
     kept = [sample for sample, why in zip(samples, reasons, strict=True) if why is None]
     dropped = [Dropped(*key(sample), why) for sample, why in zip(samples, reasons, strict=True) if why]
     if not kept:

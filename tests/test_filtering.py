@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssd_loop import filtering
-from ssd_loop.config import FilterConfig, FilterName
+from ssd_loop.config import FilterConfig, FilterName, RunConfig
 from ssd_loop.errors import StageFailedError
 from ssd_loop.records import Dropped, Sample, read_rows
 from tests.rows import fenced, sample
@@ -152,3 +152,18 @@ def test_nothing_left_fails_with_the_commonest_reason(tmp_path: Path) -> None:
         filtering.run(FilterConfig(), rows, out=tmp_path)
     assert "filter.filters" in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_minority_drops_what_behaves_otherwise_than_most_of_its_prompt() -> None:
+    told = {("p", 0): "a", ("p", 1): "b", ("p", 2): "a", ("p", 3): None, ("q", 0): "x", ("q", 1): "y"}
+    rows = [sample("def f():\n    return 1\n", prompt_id=name, sample_index=i) for name, i in told]
+    config = FilterConfig(filters=("minority",))
+    found = filtering.judge(rows, config, behaviours=told)
+    assert found == [None, "minority", None, "minority", None, None]  # equally common ones stay
+    with pytest.raises(ValueError, match="minority"):
+        filtering.judge(rows, config)
+
+
+def test_minority_needs_several_samples_of_a_prompt() -> None:
+    with pytest.raises(ValueError, match="samples_per_prompt"):
+        RunConfig.model_validate({"filter": {"filters": ["minority"]}})

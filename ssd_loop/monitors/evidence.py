@@ -129,7 +129,8 @@ def _accepted(
     samples: Sequence[Sample], results: Sequence[Result], config: FilterConfig
 ) -> dict[draws.Key, bool]:
     ran = {(r.problem_id, r.sample_index) for r in results if r.outcome not in DID_NOT_RUN}
-    reasons = filtering.judge(samples, config, runs=ran)
+    behaviours = {(r.problem_id, r.sample_index): r.behaviour for r in results}
+    reasons = filtering.judge(samples, config, runs=ran, behaviours=behaviours)
     return {filtering.key(sample): reason is None for sample, reason in zip(samples, reasons, strict=True)}
 
 
