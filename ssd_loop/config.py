@@ -471,9 +471,6 @@ class MonitorConfig(Section):
         description="Hard guard: share of cut, looping or unparsable held-out answers that is always "
         "tolerated; beyond it, three times round 0's odds (collapse literature, section 5.2 step 8).",
     )
-    merge_residual: float = Field(
-        0.01, ge=0.0, description="Hard guard: change of reference NLL by writing the weights, nats (M13)."
-    )
 
     @field_validator("margins", mode="after")
     @classmethod

@@ -59,7 +59,9 @@ def signature(alarms: set[str], moved: set[str]) -> str:
     narrows = moved & {"fork_loss", "dead_share", "richness", "recycling"}
     # Whoever learns a few samples by heart also makes wrong answers agree: agreement alone names no error
     # where right answers lose their variety as well.
-    if moved & {"gate_precision", "self_judgement"} or ("wrong_agreement" in moved and not narrows):
+    # Where a filter accepts nearly all, its precision is the pass rate and says nothing of its own.
+    rubber_stamp = any("gate_precision" in s and "heldout_pass_at_1" not in s for s in (alarms, moved))
+    if rubber_stamp or "self_judgement" in moved or ("wrong_agreement" in moved and not narrows):
         return "self-reinforcing error"
     if moved & {"fork_loss", "dead_share"}:
         return "sharpening"
@@ -69,8 +71,7 @@ def signature(alarms: set[str], moved: set[str]) -> str:
         return "template"
     if alarms & {"truncated_share", "unparsable_share", "loops_share", "length"}:
         return "runaway"
-    lost = moved & {"hard_tier_pass_at_1", "heldout_coverage"}
-    if "hard_tier_pass_at_1" in moved or (lost and "heldout_pass_at_1" not in moved):
+    if moved & {"hard_tier_pass_at_1", "heldout_coverage"} and "heldout_pass_at_1" not in moved:
         return "narrowing"
     if moved & {"reference_nll", "ood_pass_at_1"}:
         return "forgetting"

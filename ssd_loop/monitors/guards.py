@@ -13,6 +13,8 @@ from ssd_loop.monitors.contrast import Floats, Reading
 from ssd_loop.monitors.evidence import Evidence
 from ssd_loop.records import Trait
 
+MERGE_RESIDUAL = 0.01  # nats per token that writing the weights may change (collapse literature, M13)
+
 
 def readings(evidence: Evidence, config: MonitorConfig) -> dict[str, Reading]:
     """Every guard that applies: NaN or Inf, degenerate answers, length, merge residual, leaks."""
@@ -28,8 +30,8 @@ def readings(evidence: Evidence, config: MonitorConfig) -> dict[str, Reading]:
     found["not_finite"] = _not_finite(evidence)
     if "gate_residual" in evidence.merge:
         residual = float(evidence.merge["gate_residual"])
-        alarm = not abs(residual) <= config.merge_residual
-        found["merge_residual"] = Reading("guard", residual, 0.0, config.merge_residual, alarm=alarm)
+        alarm = not abs(residual) <= MERGE_RESIDUAL
+        found["merge_residual"] = Reading("guard", residual, 0.0, MERGE_RESIDUAL, alarm=alarm)
     for name, hits in evidence.leaks.items():
         why = f"{len(hits)} found, such as {hits[0]}" if hits else None
         found[name] = Reading("guard", float(len(hits)), 0.0, 0.0, alarm=bool(hits), reason=why)

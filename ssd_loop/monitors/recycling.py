@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import comb
 
 from ssd_loop.monitors.contrast import Floats, Values
-from ssd_loop.monitors.draws import Draws, counts, joined
+from ssd_loop.monitors.draws import Draws, Ints, counts, joined
 
 
 def novelty(current: Draws, archive: Draws) -> Values:
@@ -26,24 +26,29 @@ def novelty(current: Draws, archive: Draws) -> Values:
     return Values(new.sum(axis=-1).astype(float), parses.sum(axis=-1).astype(float))
 
 
-def expected_novelty(baseline: Draws, archived: int) -> Values:
+def expected_novelty(baseline: Draws, archived: Ints) -> Values:
     """The same share if the model were still that of round 0, from round 0's samples alone.
 
     Chance that one sample's program is among none of `archived` others, all drawn without replacement from
     the n that parse: sum of N_c / n * C(n - N_c, a) / C(n - 1, a). Unbiased, so it does not move with n.
     Says nothing where fewer than `archived` + 1 samples parse.
+
+    Args:
+        baseline: Round 0's samples.
+        archived: (..., n) how many samples of the archive parse.
     """
     kinds = counts(baseline.shape, baseline.shape >= 0)
     total = kinds.sum(axis=-1)
-    table = _unseen(baseline.samples, archived)
-    share = (kinds * table[total[..., None], kinds]).sum(axis=-1)
+    table = _unseen(baseline.samples, int(archived.max(initial=0)))
+    share = (kinds * table[archived[..., None], total[..., None], kinds]).sum(axis=-1)
     return Values(share, np.where(total > archived, total, 0).astype(float))
 
 
 @cache
-def _unseen(n: int, archived: int) -> Floats:
-    """C(t - c, a) / C(t - 1, a) by [t, c]; 0 where t - 1 < a."""
-    t, c = np.arange(n + 1)[:, None], np.arange(n + 1)[None, :]
-    whole = comb(np.maximum(t - 1, 0), archived)
+def _unseen(n: int, most: int) -> Floats:
+    """C(t - c, a) / C(t - 1, a) by [a, t, c] for a up to `most` and t, c up to n; 0 where t - 1 < a."""
+    a = np.arange(most + 1)[:, None, None]
+    t, c = np.arange(n + 1)[None, :, None], np.arange(n + 1)[None, None, :]
+    whole = comb(np.maximum(t - 1, 0), a)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, comb(np.maximum(t - c, 0), archived) / whole, 0.0)
+        return np.where(whole > 0, comb(np.maximum(t - c, 0), a) / whole, 0.0)

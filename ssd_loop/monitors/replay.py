@@ -138,7 +138,7 @@ def _calibrated(nulls: Sequence[Null], budget: float) -> Limits:
         own_t, slow = (np.max([own[arm], *(other[arm] for other in others)], axis=0) for arm in (0, 1))
         start, slow_start = (max(float(np.quantile(x, 1.0 - budget / 2.0)), 1e-6) for x in (own_t, slow))
         factor = float(np.quantile(np.maximum(own_t / start, slow / slow_start), 1.0 - budget))
-        found.append(Limits(factor * start, factor * slow_start))
+        found.append(Limits(max(factor * start, 1e-6), max(factor * slow_start, 1e-6)))
     return Limits(max(limit.t for limit in found), max(limit.slow for limit in found))
 
 
@@ -148,7 +148,8 @@ def _peaks(t: Floats) -> tuple[Floats, Floats]:
     for r in range(t.shape[1]):
         slow = slower(t[:, r], slow)
         peak = np.maximum(peak, slow)
-    return t.max(axis=1), peak
+    # Nothing varies in a monitor that never has a finite t: it needs no limit and must not spoil the others'.
+    return np.maximum(t.max(axis=1), 0.0), peak
 
 
 def _sampled(

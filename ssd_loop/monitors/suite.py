@@ -122,7 +122,7 @@ def on_rounds(baseline: Draws, current: Draws, archive: Draws | None) -> dict[Mo
         "self_judgement": contrast(judgement.measure(current), judgement.measure(baseline), "ratio", -1)
     }
     if archive is not None:
-        expected = recycling.expected_novelty(baseline, archive.samples)
+        expected = recycling.expected_novelty(baseline, (archive.shape >= 0).sum(axis=-1))
         found["recycling"] = contrast(recycling.novelty(current, archive), expected, "paired", -1)
     return found
 
