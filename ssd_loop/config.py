@@ -459,7 +459,7 @@ class MonitorConfig(Section):
     remedy: Literal["none", "accumulate", "interpolate"] = Field(
         "none",
         description="Tried once where a run collapses without harm, before a stop: train on all rounds' "
-        "samples from then on, or go on halfway back to the best round (WiSE-FT, arXiv 2504.10478).",
+        "samples from then on, or go on halfway back to an earlier round (WiSE-FT, arXiv 2504.10478).",
     )
     futility_gain: Share = Field(
         0.005,

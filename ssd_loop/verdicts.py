@@ -106,7 +106,8 @@ def remedied(run: Run, model: Model, decisions: Sequence[rule.Decision], baselin
     progress.say(f"round {last.round}: {last.reason}; remedy: {run.config.monitor.remedy}")
     if run.config.monitor.remedy != "interpolate":
         return model
-    return weights.interpolated(run, model, last.best_round, _monitored(run, last), baseline)
+    earlier = last.best_round if last.best_round < last.round else 0  # collapse can come with the best pass@1
+    return weights.interpolated(run, model, earlier, _monitored(run, last), baseline)
 
 
 def accumulating(run: Run, decisions: Sequence[rule.Decision]) -> Finished | None:

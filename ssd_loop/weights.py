@@ -89,12 +89,12 @@ def handed_over(run: Run, n: int, baseline: Finished) -> Model:
     return _merged(run, n, terms, content.rounding, baseline)
 
 
-def interpolated(run: Run, model: Model, best: int, decision: Finished, baseline: Finished) -> Model:
+def interpolated(run: Run, model: Model, earlier: int, decision: Finished, baseline: Finished) -> Model:
     """The weights halfway back to an earlier round: what came after it counts half (WiSE-FT).
 
     Source: arXiv 2504.10478, which restores lost coverage by interpolating with an early checkpoint.
     """
-    terms = tuple((d, w / 2.0 if d.manifest.round > best else w) for d, w in model.terms)
+    terms = tuple((d, w / 2.0 if d.manifest.round > earlier else w) for d, w in model.terms)
     return _merged(run, model.round, terms, model.rounding, baseline, "interpolate", decision)
 
 

@@ -317,11 +317,11 @@ def _reading(
 ) -> Reading:
     named = family if limit else "report"
     if isinstance(value, str):
-        return Reading(named, None, None, margin, slow=slow_before, reason=value)
+        return Reading(named, None, None, margin, slow=slow_before or None, reason=value)
     units = int(value.units)
     if units < MIN_UNITS:
         why = f"{units} problems or texts tell it in both rounds, {MIN_UNITS} are needed"
-        return Reading(named, None, None, margin, slow=slow_before, reason=why)
+        return Reading(named, None, None, margin, slow=slow_before or None, reason=why)
     t = value.t(margin, noise)
     slow = float(slower(t, np.asarray(slow_before)))
     alarm = limit is not None and bool(t > limit.t or slow > limit.slow)
