@@ -16,8 +16,8 @@ from ssd_loop.records import TextScore, Trait
 
 Array = NDArray[Any]
 PROBLEMS, SAMPLES, SETS = 120, 8, 4  # of every panel; sets at round 0
-TEXTS, POSITIONS, WORDS = 24, 40, 30  # reference texts, positions of each, vocabulary
-FORKS, MIDDLE = slice(0, 8), slice(8, 20)  # the other positions of a text are locks
+TEXTS, POSITIONS, WORDS = 24, 20, 30  # reference texts, positions of each, vocabulary
+FORKS, MIDDLE, LOCKS = slice(0, 4), slice(4, 10), slice(10, 20)
 
 
 def even(kinds: int) -> tuple[float, ...]:
@@ -91,7 +91,7 @@ def text_law(rng: np.random.Generator) -> Array:
     law[:, FORKS] = rng.gamma(0.6, size=law[:, FORKS].shape) + 0.02
     law[:, FORKS, 0] = law[:, FORKS].mean(axis=-1) * 4.0
     law[:, MIDDLE, 0] = 60.0
-    law[:, 20:, 0] = rng.uniform(1000.0, 1500.0, size=law[:, 20:, 0].shape)
+    law[:, LOCKS, 0] = rng.uniform(1000.0, 1500.0, size=law[:, LOCKS, 0].shape)
     return law / law.sum(axis=-1, keepdims=True)
 
 

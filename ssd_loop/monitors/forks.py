@@ -25,7 +25,7 @@ def labels(baseline: Positions, current: Positions) -> Masks:
     Scoring is deterministic, so labels from round 0 alone would pick the positions where round 0 happened
     to be high, and every later round would fall back from there: a loss that is none.
     """
-    mean = (baseline.entropy + current.entropy) / 2.0
+    mean = np.nan_to_num((baseline.entropy + current.entropy) / 2.0)  # what is not finite, a guard finds
     present = np.broadcast_to(baseline.present, mean.shape)
     flat = np.where(present, mean, np.nan).reshape(*mean.shape[:-2], -1)
     bounds = np.nanquantile(flat, [LOCK_SHARE, 1.0 - FORK_SHARE], axis=-1)[..., None, None]

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from ssd_loop.monitors.contrast import MIN_UNITS, Family, Floats, Values
 from ssd_loop.monitors.draws import Draws
@@ -30,6 +31,8 @@ POOL = 1000  # different pseudo-rounds and pseudo-baselines at most; runs share 
 CHUNK = 2_000_000  # samples held at once
 
 TRIGGER = 1.64  # t that asks for a second look (collapse literature, section 5.2 step 4)
+# Standard deviation of the slow arm where t is standard normal in every round: sqrt(w / (2 - w)).
+SLOW_SPREAD = 0.5
 WEIGHT = 0.4  # of the new t in the slow arm (collapse literature, section 5.2 step 5)
 
 
@@ -128,7 +131,9 @@ def limits(
 def _calibrated(nulls: Sequence[Null], budget: float) -> Limits:
     """The lowest limits that hold the budget whichever monitor is at its edge.
 
-    Both arms start from half of the budget, and one factor on both then makes the whole rule meet it.
+    Both arms start from half of the budget, and one factor on both then makes the whole rule meet it. The
+    limits are never below what one comparison with normal noise needs: where round 0 happened to see no
+    failure, redrawing its samples shows no noise either, and a single slip must be no alarm.
     """
     edge = [_peaks(null.edge) for null in nulls]
     still = [_peaks(null.still) for null in nulls]
@@ -139,7 +144,9 @@ def _calibrated(nulls: Sequence[Null], budget: float) -> Limits:
         start, slow_start = (max(float(np.quantile(x, 1.0 - budget / 2.0)), 1e-6) for x in (own_t, slow))
         factor = float(np.quantile(np.maximum(own_t / start, slow / slow_start), 1.0 - budget))
         found.append(Limits(max(factor * start, 1e-6), max(factor * slow_start, 1e-6)))
-    return Limits(max(limit.t for limit in found), max(limit.slow for limit in found))
+    least = float(stats.norm.ppf(1.0 - budget))
+    floor = Limits(least, least * SLOW_SPREAD)
+    return Limits(*(max(getattr(limit, arm) for limit in (floor, *found)) for arm in ("t", "slow")))
 
 
 def _peaks(t: Floats) -> tuple[Floats, Floats]:
