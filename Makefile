@@ -8,7 +8,7 @@ CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cp
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup run test check fix clean
+.PHONY: setup run test check fix bench-collapse clean
 
 setup: $(VENV)/.ready  ## make .venv with the pinned closure
 
@@ -37,6 +37,9 @@ check: setup  ## format, lint, types, fast tests
 fix: setup  ## format and mend what can be mended
 	$(VENV)/bin/ruff format ssd_loop tests
 	$(VENV)/bin/ruff check --fix ssd_loop tests
+
+bench-collapse: setup  ## how often the monitors cry wolf and how late they are; an hour on two cores
+	$(VENV)/bin/python -m benchmarks.collapse.tier_a --out build/collapse
 
 clean:  ## remove the environment; runs and checkpoints stay
 	rm -rf $(VENV)
