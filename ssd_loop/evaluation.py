@@ -340,28 +340,8 @@ def run(
     return {**headline(report), "template_sha256": renderer.template_sha256()}
 
 
-def run_second_look(
-    config: EvaluateConfig,
-    sandbox_config: SandboxConfig,
-    draws: Sequence[Draw],
-    *,
-    engine: Engine,
-    renderer: Renderer,
-    round_index: int,
-    shard_size: int,
-    out: Path,
-) -> Metrics:
-    """Draw more samples of the panels that a monitor asked about; what `look` writes."""
-    samples, results, _ = look(
-        config,
-        sandbox_config,
-        draws,
-        engine=engine,
-        renderer=renderer,
-        round_index=round_index,
-        shard_size=shard_size,
-        out=out,
-    )
+def look_metrics(samples: Sequence[Sample], results: Sequence[Result]) -> Metrics:
+    """Counts and pass@1 of what `look` drew."""
     passed = Counter(row.panel for row in results if row.outcome == "passed")
     drawn = Counter(row.panel for row in results)
     return {**summary(samples), **{f"{name}_pass_at_1": passed[name] / drawn[name] for name in drawn}}

@@ -64,7 +64,7 @@ def second_look(
             run_seed=config.sample.seed,
             round_index=n,
         )
-        return evaluation.run_second_look(
+        samples, results, _ = evaluation.look(
             config.evaluate,
             config.sandbox,
             draws,
@@ -74,6 +74,7 @@ def second_look(
             shard_size=config.sample.shard_size,
             out=out,
         )
+        return evaluation.look_metrics(samples, results)
 
     inputs = {"model": model.source, "baseline": baseline.as_input}
     inputs |= {

@@ -194,8 +194,9 @@ def test_healthy_runs_are_left_alone(world: World, healthy: Mapping[str, Traces]
         assert row["low"] < 0.05, (key, row)
 
 
-def test_without_margins_the_limits_hold_their_budget(world: World, limit: Stacked) -> None:
-    found = tier_a.at_the_edge(world, Rule(), PLAN, 0, "H0", limit, {})
+def test_the_limits_hold_their_budget_at_a_margins_edge(world: World, limit: Stacked) -> None:
+    traces = tier_a.at_the_edge(world, Rule(), PLAN, 0, "H0", "heldout_pass_at_1", {}, 300)
+    found = tier_a._alarms(traces, limit, Rule())
     assert found["low"] < 0.05
     assert found["alarms"] > 0  # a rule that never speaks would pass the line above
 
