@@ -58,11 +58,11 @@ def _length(before: Sequence[Trait], now: Sequence[Trait]) -> Reading:
 
 
 def _log_lengths(traits: Sequence[Trait]) -> Floats:
-    """Mean log length of each problem's answers, in the problems' order."""
+    """Mean log length of each problem's answers, in the order of their ids."""
     lengths: dict[str, list[float]] = {}
     for trait in traits:
         lengths.setdefault(trait.problem_id, []).append(math.log(max(trait.tokens, 1)))
-    return np.array([np.mean(values) for values in lengths.values()])
+    return np.array([np.mean(lengths[name]) for name in sorted(lengths)])
 
 
 def _not_finite(evidence: Evidence) -> Reading:

@@ -80,6 +80,8 @@ def coarse_kl(current: Sequence[TextScore], other: Sequence[TextScore]) -> float
 
 
 def _kl(p: Floats, q: Floats) -> float:
+    if not (np.isfinite(p).all() and np.isfinite(q).all()):
+        return float("nan")
     used = p > 1e-12
     return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))))
 

@@ -39,15 +39,16 @@ def expected_novelty(baseline: Draws, archived: Ints) -> Values:
     """
     kinds = counts(baseline.shape, baseline.shape >= 0)
     total = kinds.sum(axis=-1)
-    table = _unseen(baseline.samples, int(archived.max(initial=0)))
-    share = (kinds * table[archived[..., None], total[..., None], kinds]).sum(axis=-1)
+    sizes, which = np.unique(archived, return_inverse=True)
+    table = _unseen(baseline.samples, tuple(sizes.tolist()))
+    share = (kinds * table[which.reshape(archived.shape)[..., None], total[..., None], kinds]).sum(axis=-1)
     return Values(share, np.where(total > archived, total, 0).astype(float))
 
 
 @cache
-def _unseen(n: int, most: int) -> Floats:
-    """C(t - c, a) / C(t - 1, a) by [a, t, c] for a up to `most` and t, c up to n; 0 where t - 1 < a."""
-    a = np.arange(most + 1)[:, None, None]
+def _unseen(n: int, sizes: tuple[int, ...]) -> Floats:
+    """C(t - c, a) / C(t - 1, a) by [index of a in `sizes`, t, c] for t, c up to n; 0 where t - 1 < a."""
+    a = np.array(sizes)[:, None, None]
     t, c = np.arange(n + 1)[None, :, None], np.arange(n + 1)[None, None, :]
     whole = comb(np.maximum(t - 1, 0), a)
     with np.errstate(divide="ignore", invalid="ignore"):

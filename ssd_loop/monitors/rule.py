@@ -3,9 +3,10 @@
 Source: collapse literature, section 5.2. Everything here is pure: the same evidence, settings and earlier
 decisions give the same verdict, so `decide RUN` can replay a finished run.
 
-If no monitor's true worsening passes its margin in `monitor.horizon` rounds, the chance of any alarm by a
-threshold is `monitor.false_alarm_rate`. That covers the noise of sampling; noise between training seeds only
-if it was measured (`seed_noise`).
+In a run of `monitor.horizon` rounds in which one monitor of each family is at the very edge of its margin and
+the others do not move, the chance of any alarm by a threshold is `monitor.false_alarm_rate`
+(`ssd_loop.monitors.replay`). That covers the noise of sampling; noise between training seeds only if it was
+measured (`seed_noise`).
 """
 
 from __future__ import annotations
