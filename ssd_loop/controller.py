@@ -14,7 +14,7 @@ from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling,
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.lora import Term
 from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, measuring, templating
-from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import SEEDS
 from ssd_loop.prompts import content_input
 from ssd_loop.records import Sample, derive_seed, read_rows
@@ -24,7 +24,7 @@ from ssd_loop.verdicts import accumulating, discard, earlier_decisions, monitor,
 from ssd_loop.weights import Model, base_model, merge
 
 
-def run_rounds(run: Run) -> rule.Decision | None:
+def run_rounds(run: Run) -> Decision | None:
     """Repeat self-distillation until the rounds are done (None) or the monitors stop it (their decision)."""
     base = base_model(run)
     model, kept, history = begin(run)
@@ -121,7 +121,7 @@ def train(
     begun: Model,
     kept: Sequence[Finished],
     baseline: Finished,
-    decisions: Sequence[rule.Decision],
+    decisions: Sequence[Decision],
 ) -> Finished:
     """Fine-tune an adapter on `begun` with the kept samples, the current round's last."""
     config = run.config.train

@@ -14,7 +14,7 @@ from ssd_loop import monitoring, store
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import ConfigError
-from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import Decision, read_decision
 from ssd_loop.place import SEEDS, Place, existing
 
 LEAKS = ("panel_overlap", "canaries")  # not searched again: their texts need the run's data
@@ -24,8 +24,8 @@ LEAKS = ("panel_overlap", "canaries")  # not searched again: their texts need th
 class Replayed:
     """One round's decision as it was made and as the rule makes it now."""
 
-    recorded: rule.Decision
-    now: rule.Decision
+    recorded: Decision
+    now: Decision
     missing_look: tuple[str, ...]  # panels that the rule would now look at again and that were not
 
 
@@ -47,7 +47,7 @@ def replay(root: Path, name: str, changed: Mapping[str, Any]) -> Iterator[Replay
     rounds = [n for n in place.known_rounds() if n and store.finished(place.stage(n, "monitor"))]
     if not rounds:
         raise ConfigError(f"run {name} has no decision yet; run it for a round first")
-    earlier: list[rule.Decision] = []
+    earlier: list[Decision] = []
     for n in rounds:
         found = _again(place, config, n, rounds[0], earlier)
         earlier.append(found.now)
@@ -60,10 +60,10 @@ def _merged(own: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any
     return {**changed, "margins": margins}
 
 
-def _again(place: Place, config: RunConfig, n: int, first: int, earlier: Sequence[rule.Decision]) -> Replayed:
+def _again(place: Place, config: RunConfig, n: int, first: int, earlier: Sequence[Decision]) -> Replayed:
     done = store.finished(place.stage(n, "monitor"))
     assert done is not None
-    recorded = rule.read_decision(store.checked(done))
+    recorded = read_decision(store.checked(done))
     if not store.finished(place.stage(n, "evaluate")):  # discarded by the probe inside training
         return Replayed(recorded, recorded, ())
     stages = {r: store.finished(place.stage(r, "evaluate")) for r in place.known_rounds() if r <= n}
@@ -103,11 +103,11 @@ def show(found: Sequence[Replayed], console: Console) -> None:
             )
 
 
-def _verdict(decision: rule.Decision) -> str:
+def _verdict(decision: Decision) -> str:
     return decision.verdict if decision.kind == "none" else f"{decision.verdict} ({decision.kind})"
 
 
-def _closest(decision: rule.Decision) -> str:
+def _closest(decision: Decision) -> str:
     """The monitor nearest to its threshold."""
     told = {
         name: (reading.t, reading.threshold)

@@ -11,6 +11,7 @@ from typing import Any
 from ssd_loop import durable, evaluation, filtering, training
 from ssd_loop.config import PanelName, RunConfig
 from ssd_loop.monitors import evidence, leaks, rule
+from ssd_loop.monitors.decision import DECISION, Decision, summary
 from ssd_loop.problems import Problem
 from ssd_loop.records import Sample, read_rows
 from ssd_loop.store import Metrics
@@ -131,8 +132,8 @@ def decide(
     folders: Folders,
     config: RunConfig,
     leaked: Mapping[str, Sequence[str]],
-    earlier: Sequence[rule.Decision],
-) -> rule.Decision:
+    earlier: Sequence[Decision],
+) -> Decision:
     """The decision after a round, given the run's own decisions before."""
     setup = rule.setup_of(config, seed_noise(folders, config))
     seen = gather(folders, config, leaked)
@@ -146,14 +147,14 @@ def run(
     folders: Folders,
     config: RunConfig,
     leaked: Mapping[str, Sequence[str]],
-    earlier: Sequence[rule.Decision],
+    earlier: Sequence[Decision],
     *,
     out: Path,
 ) -> Metrics:
     """Write ``decision.json``."""
     decision = decide(folders, config, leaked, earlier)
-    durable.write_json(out / rule.DECISION, decision.to_json())
-    return rule.summary(decision)
+    durable.write_json(out / DECISION, decision.to_json())
+    return summary(decision)
 
 
 def run_fallen(
@@ -165,8 +166,8 @@ def run_fallen(
     for r, folder in evaluations.items():
         history[r] = evaluation.read_report(folder)
     decision = rule.fallen(round_index, step, probe, history)
-    durable.write_json(out / rule.DECISION, decision.to_json())
-    return rule.summary(decision)
+    durable.write_json(out / DECISION, decision.to_json())
+    return summary(decision)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:

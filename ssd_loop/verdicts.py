@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssd_loop import durable, evaluation, measuring, monitoring, progress, store, weights
 from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import Decision, read_decision
 from ssd_loop.place import BEST, CONTINUED, SEEDS, Place, round_name
 from ssd_loop.prompts import content_input
 from ssd_loop.running import Run, step
@@ -15,7 +16,7 @@ from ssd_loop.store import Finished, Metrics
 from ssd_loop.weights import Model
 
 
-def earlier_decisions(run: Run) -> list[rule.Decision]:
+def earlier_decisions(run: Run) -> list[Decision]:
     """This run's own decisions on the rounds that it goes on from, which its error budget goes on from too.
 
     Rounds that another run handed over were decided on there; the budget of this one is its own.
@@ -23,7 +24,7 @@ def earlier_decisions(run: Run) -> list[rule.Decision]:
     if run.begins != "own round":
         return []
     stages = [store.finished(run.place.stage(n, "monitor")) for n in range(1, run.start + 1)]
-    return [rule.read_decision(store.checked(done)) for done in stages if done]
+    return [read_decision(store.checked(done)) for done in stages if done]
 
 
 def monitor(
@@ -32,8 +33,8 @@ def monitor(
     model: Model,
     kept: Finished,
     history: Sequence[Finished],
-    decisions: Sequence[rule.Decision],
-) -> rule.Decision:
+    decisions: Sequence[Decision],
+) -> Decision:
     """Decide whether another round is worth it, point `best` at the best one and prune old weights."""
     assert model.merged is not None
     first = decisions[0].round if decisions else n
@@ -64,7 +65,7 @@ def monitor(
     return _settled(run, done, history[0])
 
 
-def discard(run: Run, n: int, adapter: Finished, history: Sequence[Finished]) -> rule.Decision:
+def discard(run: Run, n: int, adapter: Finished, history: Sequence[Finished]) -> Decision:
     """The decision on a round whose training fell off a cliff: it leaves no weights, and the run ends."""
     step_of_cliff = adapter.manifest.metrics["cliff_step"]
 
@@ -78,9 +79,9 @@ def discard(run: Run, n: int, adapter: Finished, history: Sequence[Finished]) ->
     return _settled(run, done, history[0])
 
 
-def _settled(run: Run, done: Finished, baseline: Finished) -> rule.Decision:
+def _settled(run: Run, done: Finished, baseline: Finished) -> Decision:
     """The decision of a finished monitor stage; `best` points at its best round, old weights are pruned."""
-    decision = rule.read_decision(store.checked(done))
+    decision = read_decision(store.checked(done))
     if run.place.stage(decision.round + 1, "sample").exists():  # not the last decision, but gone over again
         return decision
     best = decision.best_round
@@ -98,7 +99,7 @@ def retrained(run: Run, first: int) -> list[Finished]:
     return [done for done in found if done]
 
 
-def remedied(run: Run, model: Model, decisions: Sequence[rule.Decision], baseline: Finished) -> Model:
+def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Finished) -> Model:
     """The weights that the next round goes on from: other ones if the last decision asks for that remedy."""
     last = decisions[-1] if decisions else None
     if last is None or last.verdict != "remedy":
@@ -110,20 +111,20 @@ def remedied(run: Run, model: Model, decisions: Sequence[rule.Decision], baselin
     return weights.interpolated(run, model, earlier, _monitored(run, last), baseline)
 
 
-def accumulating(run: Run, decisions: Sequence[rule.Decision]) -> Finished | None:
+def accumulating(run: Run, decisions: Sequence[Decision]) -> Finished | None:
     """The decision since which all rounds' samples are trained on, if there was one."""
     asked = [decision for decision in decisions if decision.verdict == "remedy"]
     return _monitored(run, asked[0]) if asked and run.config.monitor.remedy == "accumulate" else None
 
 
-def _monitored(run: Run, decision: rule.Decision) -> Finished:
+def _monitored(run: Run, decision: Decision) -> Finished:
     """The stage that a decision of this run was made in."""
     done = store.finished(run.place.stage(decision.round, "monitor"))
     assert done is not None
     return done
 
 
-def obeys(run: Run, decision: rule.Decision) -> bool:
+def obeys(run: Run, decision: Decision) -> bool:
     """Whether this decision ends the run; if it is passed over, that is noted, and resuming passes it too."""
     if decision.verdict != "stop" or run.config.monitor.action != "stop":
         return False

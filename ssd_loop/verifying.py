@@ -12,7 +12,7 @@ from ssd_loop import composition, durable, progress, store
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.merging import WEIGHT_FILES
-from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import BEST, CONTINUED, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, round_name, round_of
 from ssd_loop.store import Finished
 from ssd_loop.training import WEIGHTS
@@ -241,7 +241,7 @@ def _best(place: Place, finished: dict[tuple[int, str], Finished]) -> Iterator[t
     if not decided:
         return
     try:
-        best = rule.read_decision(place.stage(max(decided), "monitor")).best_round
+        best = read_decision(place.stage(max(decided), "monitor")).best_round
     except BadArtifactError:
         return  # reported with its file
     if not link.is_symlink():

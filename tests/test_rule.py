@@ -15,13 +15,14 @@ import pytest
 from ssd_loop import durable
 from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors import rule, suite
+from ssd_loop.monitors import suite
 from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, signature
 from ssd_loop.monitors.contrast import Family, Reading
+from ssd_loop.monitors.decision import DECISION, Decision, read_decision, summary
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence, Looked, Panel, Texts, gather
 from ssd_loop.monitors.replay import Limits
-from ssd_loop.monitors.rule import Decision, Setup, asks_again, decide, fallen, read_decision, thresholds
+from ssd_loop.monitors.rule import Setup, asks_again, decide, fallen, thresholds
 from ssd_loop.monitors.selection import best_round, is_futile
 from ssd_loop.records import Result, Sample, Trait
 from tests.evidence import (
@@ -358,16 +359,16 @@ def test_what_is_not_finite_stops_and_is_stored_as_null(tmp_path: Path, value: f
     decision = decided(replace(seen, scores=scores, traits=(seen.traits[0], broken)))
     assert (decision.verdict, decision.kind, decision.attribution) == ("stop", "guard", "diverged")
     assert {"not_finite", "merge_residual"} <= alarms(decision)
-    durable.write_json(tmp_path / rule.DECISION, decision.to_json())
-    text = (tmp_path / rule.DECISION).read_text()
+    durable.write_json(tmp_path / DECISION, decision.to_json())
+    text = (tmp_path / DECISION).read_text()
     stored = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert stored["monitors"]["reference_nll"]["value"] is None
     assert stored["monitors"]["merge_residual"]["value"] is None
     assert stored["monitors"]["merge_residual"]["alarm"] is True
     again = read_decision(tmp_path)
     assert again.to_json() == decision.to_json()
-    assert all(not isinstance(v, float) or math.isfinite(v) for v in rule.summary(again).values())
-    assert rule.summary(again) == rule.summary(decision)
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in summary(again).values())
+    assert summary(again) == summary(decision)
 
 
 def test_a_law_that_is_not_a_number_anywhere_still_gives_a_decision() -> None:
@@ -408,7 +409,7 @@ def test_a_stored_decision_has_the_documented_keys() -> None:
 @pytest.mark.parametrize("name", ["heldout_pass_at_1", "recycling", "length", "panel_overlap"])
 def test_a_decision_comes_back_as_it_was_stored(tmp_path: Path, name: str) -> None:
     decision = decided(PLANTED[name][0]())
-    durable.write_json(tmp_path / rule.DECISION, decision.to_json())
+    durable.write_json(tmp_path / DECISION, decision.to_json())
     again = read_decision(tmp_path)
     assert again.to_json() == decision.to_json()
     assert alarms(again) == alarms(decision)
@@ -418,14 +419,14 @@ def test_a_decision_comes_back_as_it_was_stored(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"monitors": 3}', '{"monitors": {"a": {}}}'])
 def test_a_torn_decision_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
-        (tmp_path / rule.DECISION).write_text(text)
+        (tmp_path / DECISION).write_text(text)
     with pytest.raises(BadArtifactError, match=r"decision\.json"):
         read_decision(tmp_path)
 
 
 def test_the_summary_is_what_a_table_shows() -> None:
     decision = decided(evidence(rng()))
-    shown = rule.summary(decision)
+    shown = summary(decision)
     reading = decision.monitors["ood_pass_at_1"]
     assert shown["verdict"] == "continue"
     assert shown["best_round"] == 0
@@ -664,7 +665,7 @@ def test_a_fallen_round_may_have_no_finite_value(tmp_path: Path) -> None:
     broken = [PROBE[0], {"step": 8, "nll": None, "rise": None}]
     decision = fallen(1, 8, broken, rounds())
     assert "no longer finite" in decision.reason
-    durable.write_json(tmp_path / rule.DECISION, decision.to_json())
+    durable.write_json(tmp_path / DECISION, decision.to_json())
     assert read_decision(tmp_path) == decision
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from ssd_loop import costs, durable, store
 from ssd_loop.cli import main
 from ssd_loop.errors import BadArtifactError, ConfigError
-from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import DECISION, summary
 from ssd_loop.report import status
 from ssd_loop.store import Metrics
 from tests.rows import quiet_decision
@@ -47,8 +47,8 @@ def measured(out: Path) -> Metrics:
 
 def decided(out: Path) -> Metrics:
     decision = quiet_decision(1)
-    durable.write_json(out / rule.DECISION, decision.to_json())
-    return rule.summary(decision)
+    durable.write_json(out / DECISION, decision.to_json())
+    return summary(decision)
 
 
 def counted(out: Path) -> Metrics:

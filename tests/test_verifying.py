@@ -14,7 +14,7 @@ from ssd_loop import composition, durable, store
 from ssd_loop.cli import main
 from ssd_loop.composition import Base, Composition
 from ssd_loop.config import RunConfig
-from ssd_loop.monitors import rule
+from ssd_loop.monitors.decision import DECISION
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.training import WEIGHTS
@@ -35,7 +35,7 @@ def stage(place: Place, n: int, name: str, inputs: dict[str, Input]) -> Finished
     def work(out: Path) -> Metrics:
         if name == "monitor":
             decision = quiet_decision(n)
-            durable.write_json(out / rule.DECISION, decision.to_json())
+            durable.write_json(out / DECISION, decision.to_json())
         else:
             (out / FILES[name]).write_text(f"{n} {name} " * 5)
         return {}

@@ -11,34 +11,27 @@ measured (`seed_noise`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
-from ssd_loop.durable import finite
-from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import guards, reported, seeds, selection, suite
 from ssd_loop.monitors.attribution import MEANING, attribute
 from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family, Reading
+from ssd_loop.monitors.decision import Decision, Kind
 from ssd_loop.monitors.evidence import Evidence, Panel
 from ssd_loop.monitors.passes import measure as passes
 from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower
 from ssd_loop.monitors.selection import History
 from ssd_loop.records import derive_seed
-from ssd_loop.store import Metrics
 
 STAGE_VERSION = 2
-DECISION = "decision.json"
 # Share of the false-alarm rate that each family may spend: .03 and .02 of .05 (collapse literature, 5.2).
 BUDGET: dict[Family, float] = {"harm": 0.6, "collapse": 0.4}
-
-Kind = Literal["none", "harm", "collapse", "futility", "guard"]
 
 
 @dataclass(frozen=True)
@@ -71,34 +64,6 @@ def setup_of(config: RunConfig, seed_noise: Mapping[str, float] | None = None) -
     return Setup(
         config.monitor, max(evaluate.pass_at), evaluate.diversity_at, config.sample.seed, seed_noise or {}
     )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the monitors say after a round.
-
-    Attributes:
-        verdict: "continue", "remedy" (go on with changed inputs) or "stop".
-        kind: Why; "none" when going on.
-        reason: One sentence with the numbers.
-        attribution: Name of the failure; "none" without an alarm.
-        best_round: Round with the highest lower bound of the paired held-out gain; 0 if none is above 0.
-        look: How many looks at the samples this took.
-    """
-
-    round: int
-    verdict: Literal["continue", "remedy", "stop"]
-    kind: Kind
-    reason: str
-    attribution: str
-    best_round: int
-    look: int
-    monitors: Mapping[str, Reading]
-
-    def to_json(self) -> dict[str, Any]:
-        """The stored form; what is not finite becomes null."""
-        stored: dict[str, Any] = finite(asdict(self))
-        return stored
 
 
 def panel_of(monitor: suite.Monitor, panels: Mapping[str, Panel]) -> PanelName:
@@ -380,36 +345,3 @@ def _said(name: str, reading: Reading) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def read_decision(folder: Path) -> Decision:
-    """The decision of a finished monitor stage.
-
-    Raises:
-        BadArtifactError: it is missing or torn.
-    """
-    path = folder / DECISION
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        readings = {name: Reading(**value) for name, value in data.pop("monitors").items()}
-        return Decision(**data, monitors=readings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BadArtifactError(f"{path} cannot be read; restore it") from None
-
-
-def summary(decision: Decision) -> Metrics:
-    """The numbers of a decision that tables and W&B show; monitors that could not be read are left out."""
-    shown: Metrics = {
-        "verdict": decision.verdict,
-        "kind": decision.kind,
-        "attribution": decision.attribution,
-        "best_round": decision.best_round,
-        "look": decision.look,
-    }
-    for name, reading in finite({n: asdict(r) for n, r in decision.monitors.items()}).items():
-        shown |= {
-            f"{name}{ending}": reading[key]
-            for ending, key in (("", "value"), ("_t", "t"), ("_slow", "slow"))
-            if reading[key] is not None
-        }
-    return shown

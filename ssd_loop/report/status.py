@@ -14,7 +14,8 @@ from ssd_loop import costs, evaluation, store
 from ssd_loop.config import MonitorConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors import rule, signal
+from ssd_loop.monitors import signal
+from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import BEST, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing
 
 
@@ -113,7 +114,7 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
             if found := report.get("signal"):
                 result["signal"] = found
         if done and stage == "monitor":
-            decision = rule.read_decision(folder)
+            decision = read_decision(folder)
             result |= {
                 "verdict": decision.verdict,
                 "reason": decision.reason,
