@@ -262,3 +262,12 @@ def test_the_replay_leaves_the_samples_as_they_were() -> None:
     before: Draws = given.draws.over(np.copy)
     found({"heldout": given}, ALL)
     assert all((getattr(before, name) == getattr(given.draws, name)).all() for name in vars(before))
+
+
+def test_monitors_on_new_samples_have_new_luck_in_every_round() -> None:
+    """Texts are the same in all rounds and so is their luck; samples are not."""
+    same, new = (
+        found({}, [], scored={name: ("collapse", 100)}, horizon=10, runs=5000)["collapse"]
+        for name in ("fork_loss", "recycling")
+    )
+    assert same.t < new.t

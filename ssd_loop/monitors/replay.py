@@ -21,7 +21,7 @@ from scipy import stats
 
 from ssd_loop.monitors.contrast import MIN_UNITS, Family, Floats, Values
 from ssd_loop.monitors.draws import Draws
-from ssd_loop.monitors.suite import Monitor
+from ssd_loop.monitors.suite import NEW_SAMPLES, Monitor
 
 RUNS = 5000  # pseudo-runs: a rate of .03 is met to +- .005 (two standard errors)
 LOOKUPS = 100_000  # comparisons of a round with a baseline, for each monitor; bounds time for long horizons
@@ -103,9 +103,10 @@ def limits(
     Args:
         pools: Panels by name.
         monitors: What is measured on their samples.
-        scored: Monitors without samples to redraw: their family and number of units. Their noise is that of
-            which texts or problems they are measured on, which are the same in every round, so one t of
-            Student's law is drawn for a whole run; unchanged, they do not move at all.
+        scored: Monitors that are not redrawn from round 0's samples: their family and number of units. Their t
+            is drawn from Student's law: once for a whole run on texts, whose luck is the same in every round,
+            and afresh in every round where samples are new (`suite.NEW_SAMPLES`). Unchanged, they are taken
+            not to move at all.
         margins: Worsening that is tolerated, by monitor.
         budgets: Chance of a false alarm per run of each family.
         horizon: Rounds that the budget is for.
@@ -119,7 +120,8 @@ def limits(
     families: dict[str, Family] = {monitor.name: monitor.family for monitor in monitors}
     for name, (family, units) in scored.items():
         if units >= MIN_UNITS:
-            luck = np.repeat(rng.standard_t(units - 1, (runs, 1)), horizon, axis=1)
+            draws = horizon if name in NEW_SAMPLES else 1
+            luck = np.repeat(rng.standard_t(units - 1, (runs, draws)), horizon // draws, axis=1)
             nulls[name], families[name] = Null(luck, np.full_like(luck, -np.inf)), family
     return {
         family: _calibrated([null for name, null in nulls.items() if families[name] == family], budget)

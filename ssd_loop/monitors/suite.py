@@ -92,6 +92,8 @@ SCORED: dict[MonitorName, Family] = {
     "recycling": "collapse",
     "self_judgement": "collapse",
 }
+# Those of them that are measured on samples, which are new ones in every round; texts stay the same.
+NEW_SAMPLES: frozenset[MonitorName] = frozenset({"twin_gap", "recycling", "self_judgement"})
 # Below these sizes recycling and self-judgement are reported, not decided on: they move too much by chance.
 LARGE_PROBLEMS, LARGE_SAMPLES = 100, 8
 
