@@ -103,7 +103,7 @@ def limits(
     Args:
         pools: Panels by name.
         monitors: What is measured on their samples.
-        scored: Monitors that are not redrawn from round 0's samples: their family and number of units. Their t
+        scored: Monitors not redrawn from round 0's samples: their family and number of units. Their t
             is drawn from Student's law: once for a whole run on texts, whose luck is the same in every round,
             and afresh in every round where samples are new (`suite.NEW_SAMPLES`). Unchanged, they are taken
             not to move at all.
