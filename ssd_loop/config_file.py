@@ -96,7 +96,7 @@ def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) 
         return f"unknown setting {name} (from {origin}); --help lists every setting"
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    return f"{name} = {shown} (from {origin}) is not usable: {reason}; --help shows what is"
+    return f"{name} = {shown} (from {origin}) is not usable: {reason}; see run --help"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

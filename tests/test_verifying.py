@@ -245,5 +245,5 @@ def test_the_command_prints_a_line_for_each_finding(place: Place, capsys: pytest
         "rounds/mine/notes.txt: is no part of a run",
         "rounds/mine/round_001/sample/samples.parquet: was altered",
     ]
-    assert "2 findings" in captured.err.splitlines()[-1]
+    assert "foreign: 2" in captured.err.splitlines()[-1]
     assert main(["verify", "nobody"]) == 2

@@ -18,6 +18,8 @@ from ssd_loop.monitors import signal
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import BEST, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing
 
+BEST_MEANS = "best: the highest lower bound (95 %) of the paired held-out gain over round 0, if it is above 0"
+
 
 def read(root: Path, name: str) -> dict[str, Any]:
     """Everything that the table shows, as plain data.
@@ -144,6 +146,8 @@ def show(state: dict[str, Any], console: Console) -> None:
     )
     for line in state["choices"]:
         console.print(line, markup=False)
+    if state["best"]:
+        console.print(BEST_MEANS, markup=False)
     for row in state["rounds"]:
         for line in signal.lines(row["signal"]) if "signal" in row else ():
             console.print(line, markup=False)
