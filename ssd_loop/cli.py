@@ -313,8 +313,8 @@ def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         print(f"{path}: {reason}")
     if found.damaged:
         raise BadArtifactError(
-            f"run {place.run}: damaged, missing or foreign: {len(found.damaged)}; restore those files, or move "
-            "their folders away and run again"
+            f"run {place.run}: damaged, missing or foreign: {len(found.damaged)}; restore those files, or "
+            "move their folders away and run again"
         )
     print(
         f"{place.run}: {found.stages} stages and {found.files} files are as they were made, "
