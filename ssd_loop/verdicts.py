@@ -102,7 +102,7 @@ def retrained(run: Run, first: int) -> list[Finished]:
 def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Finished) -> Model:
     """The weights that the next round goes on from: other ones if the last decision asks for that remedy."""
     last = decisions[-1] if decisions else None
-    if last is None or last.verdict != "remedy":
+    if last is None or last.verdict != "remedy" or run.config.monitor.action != "stop":
         return model
     progress.say(f"round {last.round}: {last.reason}; remedy: {run.config.monitor.remedy}")
     if run.config.monitor.remedy != "interpolate":
@@ -113,8 +113,10 @@ def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Fi
 
 def accumulating(run: Run, decisions: Sequence[Decision]) -> Finished | None:
     """The decision since which all rounds' samples are trained on, if there was one."""
+    if run.config.monitor.remedy != "accumulate" or run.config.monitor.action != "stop":
+        return None
     asked = [decision for decision in decisions if decision.verdict == "remedy"]
-    return _monitored(run, asked[0]) if asked and run.config.monitor.remedy == "accumulate" else None
+    return _monitored(run, asked[0]) if asked else None
 
 
 def _monitored(run: Run, decision: Decision) -> Finished:
