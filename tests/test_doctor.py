@@ -22,6 +22,7 @@ from ssd_loop import doctor, models, sandbox
 from ssd_loop.config import EvaluateConfig, ModelConfig, RunConfig, TrackConfig
 from ssd_loop.doctor import checks
 from ssd_loop.doctor import room as rooms
+from ssd_loop.doctor import signal as signals
 from ssd_loop.doctor import subject as subjects
 from ssd_loop.doctor import template as templates
 from ssd_loop.doctor.room import Need
@@ -759,3 +760,33 @@ def test_the_share_of_human_text_is_turned_into_solutions(tiny_llama: Path) -> N
     finding = found(tiny_llama, train={"human_share": 0.5})["prompts"]
     assert finding.verdict == "pass"
     assert "4 prompts have a human-written solution, of which a round wants 4" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("label", "verdict", "words"),
+    [("strong", "pass", "something to gain"), ("weak", "pass", "expect little"), ("against", "warn", "harm")],
+)
+def test_the_signal_is_judged(label: str, verdict: str, words: str) -> None:
+    number = {"value": 0.5, "se": 0.1}
+    names = ("pass_at_1", "headroom", "modal_gain", "wrong_agreement", "self_judgement")
+    finding = signals.judge_signal({"label": label, **dict.fromkeys(names, number)})
+    assert (finding.check, finding.verdict) == ("signal", verdict)
+    assert words in finding.detail
+    assert "modal gain 0.500" in finding.detail
+
+
+def test_without_execution_there_is_no_signal() -> None:
+    assert signals.judge_signal(None).verdict == "warn"
+
+
+def test_answers_are_drawn_only_where_asked_and_nothing_failed(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "PROBLEMS", 4)
+    engine = {"name": "transformers", "max_model_len": 1024}
+    config = config_of(tiny_llama, engine=engine, evaluate={"max_new_tokens": 16, "reference_tokens": 32})
+    asked = {finding.check: finding for finding in doctor.examine(config, samples=True)}
+    assert "weak" in asked["signal"].detail
+    assert "signal" not in {finding.check for finding in doctor.examine(config)}
+    broken = config.model_copy(update={"model": ModelConfig(name=str(tmp_path / "nowhere"))})
+    assert "signal" not in {finding.check for finding in doctor.examine(broken, samples=True)}
