@@ -430,7 +430,9 @@ class SandboxConfig(Section):
 class MonitorConfig(Section):
     """When the loop stops itself."""
 
-    action: Literal["stop", "warn"] = speed_only("stop", "stop, or warn: only record the verdict.")
+    action: Literal["stop", "warn"] = speed_only(
+        "stop", "stop, or warn: record a stop and go on (a remedy is tried all the same)."
+    )
     false_alarm_rate: float = Field(
         0.05,
         gt=0.0,
@@ -448,7 +450,8 @@ class MonitorConfig(Section):
         ge=0,
         le=8,
         description="Extra trainings of the first round with other seeds (A/A), each trained, merged and "
-        "measured: their spread goes into every error. 0: the false-alarm rate covers sampling noise only.",
+        "measured: their spread goes into the errors (not of recycling, self-judgement and twin gap). 0: the "
+        "false-alarm rate covers sampling noise only.",
     )
     second_look: int = Field(
         3,
@@ -521,6 +524,10 @@ class RunConfig(Section):
         for name in ("does_not_run", "minority"):
             if name in self.filter.filters and not self.sandbox.execute:
                 raise ValueError(f"filter.filters has {name}, which needs sandbox.execute")
+        if self.monitor.remedy == "interpolate" and self.train.start_from == "base":
+            raise ValueError(
+                "monitor.remedy interpolate has nothing to act on where train.start_from is base"
+            )
         if "minority" in self.filter.filters and self.sample.samples_per_prompt < 2:
             raise ValueError(
                 "filter.filters has minority, which needs sample.samples_per_prompt of 2 or more"

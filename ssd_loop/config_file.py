@@ -12,6 +12,11 @@ from pydantic import ValidationError
 from ssd_loop.config import RunConfig, Section, affects_result
 from ssd_loop.errors import ConfigError
 
+# Settings of the section `monitor` that earlier versions had; `margins` and `degenerate_floor` replaced them.
+REMOVED = frozenset(
+    ("pass_margin", "ood_margin", "nll_margin", "diversity_margin", "truncated_limit", "unparsable_limit")
+)
+
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML that refuses a key written twice instead of keeping the last one."""
@@ -66,9 +71,15 @@ def load(path: Path | None, flags: dict[str, Any], inherited: Mapping[str, Any] 
     """
     data = read_yaml(path) if path else {}
     try:
-        return RunConfig.model_validate(_over(_over(inherited or {}, data), flags))
+        return RunConfig.model_validate(_over(_over(_kept(inherited or {}), data), flags))
     except ValidationError as error:
         raise ConfigError(_sentence(error, flags, path)) from None
+
+
+def _kept(inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier run without those that are gone: none of them decides what its weights are."""
+    monitor = {name: value for name, value in inherited.get("monitor", {}).items() if name not in REMOVED}
+    return {**inherited, "monitor": monitor} if "monitor" in inherited else dict(inherited)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

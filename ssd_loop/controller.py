@@ -31,7 +31,8 @@ def run_rounds(run: Run) -> Decision | None:
     decisions = earlier_decisions(run)
     if decisions and obeys(run, decisions[-1]):
         return decisions[-1]
-    model = remedied(run, model, decisions, history[0])
+    if run.start < run.config.rounds:
+        model = remedied(run, model, decisions, history[0])
     for n in range(run.start + 1, run.config.rounds + 1):
         samples = sample(run, n, base if run.config.sample.policy == "base" else model)
         kept.append(filter_samples(run, n, samples))
@@ -46,7 +47,8 @@ def run_rounds(run: Run) -> Decision | None:
         decisions.append(monitor(run, n, model, kept[-1], history, decisions))
         if obeys(run, decisions[-1]):
             return decisions[-1]
-        model = remedied(run, model, decisions, history[0])
+        if n < run.config.rounds:
+            model = remedied(run, model, decisions, history[0])
     return None
 
 

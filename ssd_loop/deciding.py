@@ -56,7 +56,7 @@ def replay(root: Path, name: str, changed: Mapping[str, Any]) -> Iterator[Replay
 
 def _merged(own: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     """The changes, with margins that are not named kept."""
-    margins = {**own["margins"], **changed.get("margins", {})}
+    margins = {**own.get("margins", {}), **changed.get("margins", {})}
     return {**changed, "margins": margins}
 
 
@@ -78,7 +78,10 @@ def _again(place: Place, config: RunConfig, n: int, first: int, earlier: Sequenc
         first=first,
     )
     found = {name: recorded.monitors[name] for name in LEAKS if name in recorded.monitors}
-    leaked = {name: [reading.reason or ""] * int(reading.value or 0) for name, reading in found.items()}
+    leaked = {
+        name: [(reading.reason or "").partition("such as ")[2]] * int(reading.value or 0)
+        for name, reading in found.items()
+    }
     now = monitoring.decide(folders, config, leaked, earlier)
     asked = () if second else monitoring.asks_again(folders, config)
     return Replayed(recorded, now, asked)

@@ -16,7 +16,7 @@ import numpy as np
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
 from ssd_loop.durable import finite, write_json
 from ssd_loop.engines import Engine
-from ssd_loop.errors import BadArtifactError
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.judging import judge_all, limits_of
 from ssd_loop.monitors import signal
 from ssd_loop.monitors.degeneracy import loops
@@ -63,7 +63,13 @@ def sample_counts(config: EvaluateConfig, *, baseline: bool) -> dict[PanelName, 
 def panel_problems(config: EvaluateConfig, panel: PanelName) -> tuple[Problem, ...]:
     """The problems of a panel, built in or from the source that the settings name, thinned to `limit`."""
     if panel == "twin":
-        return twins(panel_problems(config, "heldout"))
+        found = twins(panel_problems(config, "heldout"))
+        if not found:
+            raise ConfigError(
+                "evaluate.panels has twin, but no held-out problem can be renamed: twins are made of Python "
+                "functions; leave twin out"
+            )
+        return found
     source = config.sources.get(panel)
     problems = load_tasks(source, panel, f"evaluate.sources.{panel}") if source else load_panel(panel)
     return thin(problems, config.limit)

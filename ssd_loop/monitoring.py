@@ -55,15 +55,17 @@ def gather(folders: Folders, config: RunConfig, leaked: Mapping[str, Sequence[st
     """
     n = folders.round
     before = [r for r in sorted(folders.evaluations) if r < n]
+    sizes = config.evaluate.counts
     looked = {
-        r: evidence.read_look(folders.evaluations[r], config.filter) for r in {0, n, *_archived(before)}
+        r: evidence.read_look(folders.evaluations[r], config.filter, sizes)
+        for r in {0, n, *_archived(before)}
     }
     scores = {r: evidence.read_scores(folders.evaluations[r]) for r in {0, before[-1], n}}
     return evidence.gather(
         n,
         looked[0],
         looked[n],
-        evidence.read_look(folders.second, config.filter) if folders.second else None,
+        evidence.read_look(folders.second, config.filter, sizes) if folders.second else None,
         [looked[r] for r in _archived(before)],
         evidence.Texts(scores[0], scores[before[-1]], scores[n]),
         folders.merge,

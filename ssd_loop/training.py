@@ -321,7 +321,8 @@ def _watch(steps: list[_Step], on_step: OnStep | None, probe: cliff.Probe | None
             step = _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
             if not math.isfinite(step.loss) or not math.isfinite(step.grad_norm):
                 if probe is not None and probe.ends:
-                    probe.cliff, control.should_training_stop = state.global_step, True
+                    probe.diverge(state.global_step)
+                    control.should_training_stop = True
                     return
                 raise StageFailedError(
                     f"training diverged at step {state.global_step} of {state.max_steps} (loss {step.loss}, "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssd_loop import durable, evaluation, measuring, monitoring, progress, store, weights
+from ssd_loop.errors import ConfigError
 from ssd_loop.monitors import rule
 from ssd_loop.monitors.decision import Decision, read_decision
 from ssd_loop.place import BEST, CONTINUED, SEEDS, Place, round_name
@@ -23,6 +24,11 @@ def earlier_decisions(run: Run) -> list[Decision]:
     """
     if run.begins != "own round":
         return []
+    if run.start and not store.finished(run.place.stage(run.start, "monitor")):
+        raise ConfigError(
+            f"round {run.start} of run {run.place.run} is not decided on yet; finish it first: run again "
+            "without --resume-from"
+        )
     stages = [store.finished(run.place.stage(n, "monitor")) for n in range(1, run.start + 1)]
     return [read_decision(store.checked(done)) for done in stages if done]
 
@@ -102,7 +108,7 @@ def retrained(run: Run, first: int) -> list[Finished]:
 def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Finished) -> Model:
     """The weights that the next round goes on from: other ones if the last decision asks for that remedy."""
     last = decisions[-1] if decisions else None
-    if last is None or last.verdict != "remedy" or run.config.monitor.action != "stop":
+    if last is None or last.verdict != "remedy":
         return model
     progress.say(f"round {last.round}: {last.reason}; remedy: {run.config.monitor.remedy}")
     if run.config.monitor.remedy != "interpolate":
@@ -113,7 +119,7 @@ def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Fi
 
 def accumulating(run: Run, decisions: Sequence[Decision]) -> Finished | None:
     """The decision since which all rounds' samples are trained on, if there was one."""
-    if run.config.monitor.remedy != "accumulate" or run.config.monitor.action != "stop":
+    if run.config.monitor.remedy != "accumulate":
         return None
     asked = [decision for decision in decisions if decision.verdict == "remedy"]
     return _monitored(run, asked[0]) if asked else None

@@ -187,3 +187,11 @@ def test_weights_that_are_ruined_are_a_cliff() -> None:
         next(model.parameters()).fill_(math.nan)
     assert probe.measure(model, 3)
     assert probe.rows()[3]["nll"] is None
+
+
+def test_a_loss_that_is_not_finite_ends_on_a_row_without_numbers() -> None:
+    probe = Probe([[1, 2, 3], [4, 5, 6]], 0.1)
+    probe._nll[0] = np.array([1.0, 2.0])
+    probe.diverge(3)
+    assert probe.rows()[-1] == {"step": 3, "nll": None, "rise": None}
+    assert probe.metrics() == {"probe_rise_max": 0.0, "cliff_step": 3}

@@ -9,12 +9,15 @@ import pytest
 
 from ssd_loop import filtering, monitoring
 from ssd_loop.cli import main
-from ssd_loop.config import EvaluateConfig, RunConfig
-from ssd_loop.evaluation import panel_problems
+from ssd_loop.config import EvaluateConfig, FilterConfig, RunConfig
+from ssd_loop.config_file import load
+from ssd_loop.errors import ConfigError
+from ssd_loop.evaluation import panel_problems, trait
+from ssd_loop.monitors.evidence import read_look
 from ssd_loop.monitors.leaks import canaries
 from ssd_loop.problems import load_panel
 from ssd_loop.prompts import load_prompts
-from ssd_loop.records import Sample, write_rows
+from ssd_loop.records import Result, Sample, Trait, write_rows
 from tests.rows import fenced, sample
 
 
@@ -60,3 +63,32 @@ def test_twins_pair_with_the_heldout_problems_and_say_none_of_their_names() -> N
         EvaluateConfig.model_validate(
             {"sources": {"twin": {"source": "x.jsonl", "columns": {"tests": "t"}, "checker": "exact"}}}
         )
+
+
+def test_the_filter_is_audited_in_sets_of_one_size(tmp_path: Path) -> None:
+    """Among four answers one behaviour has a majority; in sets of two none has, as in a later round."""
+    rows = [sample(fenced(f"x = {i}"), panel="heldout", prompt_id="p", sample_index=i) for i in range(4)]
+    found = [Result("heldout", "p", i, "failed", behaviour) for i, behaviour in enumerate("abcc")]
+    write_rows(tmp_path / "samples.parquet", Sample, rows)
+    write_rows(tmp_path / "results.parquet", Result, found)
+    write_rows(tmp_path / "traits.parquet", Trait, [trait(row) for row in rows])
+    config = FilterConfig(filters=("minority",))
+    accepted = [
+        list(read_look(tmp_path, config, {"heldout": size}).accepted["heldout"].values()) for size in (4, 2)
+    ]
+    assert accepted == [[False, False, True, True], [True, True, True, True]]
+
+
+def test_a_twin_panel_without_a_twin_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 5?", "answer": 7}))
+    source = {"source": str(path), "columns": {"tests": "answer"}, "checker": "exact"}
+    config = EvaluateConfig.model_validate({"panels": ["heldout", "twin"], "sources": {"heldout": source}})
+    with pytest.raises(ConfigError, match="leave twin out"):
+        panel_problems(config, "twin")
+
+
+def test_settings_of_earlier_versions_are_dropped_where_they_are_inherited() -> None:
+    old = RunConfig().model_dump(mode="json")
+    old["monitor"] |= {"pass_margin": 0.02, "truncated_limit": 0.9}
+    assert load(None, {}, old) == RunConfig()

@@ -100,6 +100,14 @@ def test_decide_says_what_was_decided_and_what_other_margins_would_say(collapsed
     assert ssd_loop("decide", "nobody", cwd=collapsed).returncode == 2
 
 
+def test_an_own_round_that_is_not_decided_on_is_no_start(collapsed: Path, tmp_path: Path) -> None:
+    shutil.copytree(collapsed, tmp_path / "run", symlinks=True)
+    shutil.rmtree(tmp_path / "run/rounds/tiny/round_001/monitor")
+    refused = ssd_loop("--resume-from", "tiny@1", "--rounds", 2, cwd=tmp_path / "run")
+    assert refused.returncode == 2
+    assert "not decided on yet" in refused.stderr.strip().splitlines()[-1]
+
+
 def test_accumulating_is_tried_once(tmp_path: Path, model: Path) -> None:
     configured(tmp_path, model, monitor={"action": "stop", "remedy": "accumulate"})
     ended = ssd_loop("--config", "tiny.yaml", cwd=tmp_path)

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ssd_loop import evaluation, filtering
-from ssd_loop.config import FilterConfig
+from ssd_loop.config import FilterConfig, PanelName
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import draws, positions
 from ssd_loop.monitors.draws import Draws
@@ -95,10 +95,17 @@ class Evidence:
     leaks: Mapping[str, Sequence[str]]
 
 
-def read_look(folder: Path, config: FilterConfig) -> Looked:
+def read_look(folder: Path, config: FilterConfig, set_sizes: Mapping[PanelName, int]) -> Looked:
     """The samples of an evaluation or a second look, and what the run's filter would make of them.
 
-    Programs are not run again for the audit: one that crashed, ran out of time or was none did not run.
+    The filter sees them in sets as large as a round's first look: what a majority or a duplicate is depends
+    on how many there are, and round 0 has more. Programs are not run again for the audit: one that crashed,
+    ran out of time or was none did not run.
+
+    Args:
+        folder: The stage's folder.
+        config: The filter.
+        set_sizes: Samples per problem that a round draws, by panel.
 
     Raises:
         BadArtifactError: the folder lacks a file that this version's monitors need.
@@ -121,11 +128,26 @@ def read_look(folder: Path, config: FilterConfig) -> Looked:
         samples=chosen,
         results=outcomes,
         traits={name: [traits[i] for i in by_panel[name]] for name in panels},
-        accepted={name: _accepted(chosen[name], outcomes[name], config) for name in panels},
+        accepted={
+            name: _accepted(chosen[name], outcomes[name], config, set_sizes[cast(PanelName, name)])
+            for name in panels
+        },
     )
 
 
 def _accepted(
+    samples: Sequence[Sample], results: Sequence[Result], config: FilterConfig, set_size: int
+) -> dict[draws.Key, bool]:
+    sets: dict[int, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        sets[sample.sample_index // set_size].append(index)
+    accepted: dict[draws.Key, bool] = {}
+    for own in sets.values():
+        accepted |= _accepted_of([samples[i] for i in own], [results[i] for i in own], config)
+    return accepted
+
+
+def _accepted_of(
     samples: Sequence[Sample], results: Sequence[Result], config: FilterConfig
 ) -> dict[draws.Key, bool]:
     ran = {(r.problem_id, r.sample_index) for r in results if r.outcome not in DID_NOT_RUN}
