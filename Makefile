@@ -29,14 +29,14 @@ test: setup  ## every test
 	$(VENV)/bin/python -m pytest
 
 check: setup  ## format, lint, types, fast tests
-	$(VENV)/bin/ruff format --check ssd_loop tests
-	$(VENV)/bin/ruff check ssd_loop tests
+	$(VENV)/bin/ruff format --check ssd_loop tests benchmarks
+	$(VENV)/bin/ruff check ssd_loop tests benchmarks
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -m "not slow"
 
 fix: setup  ## format and mend what can be mended
-	$(VENV)/bin/ruff format ssd_loop tests
-	$(VENV)/bin/ruff check --fix ssd_loop tests
+	$(VENV)/bin/ruff format ssd_loop tests benchmarks
+	$(VENV)/bin/ruff check --fix ssd_loop tests benchmarks
 
 bench-collapse: setup  ## how often the monitors cry wolf and how late they are; an hour on two cores
 	$(VENV)/bin/python -m benchmarks.collapse.tier_a --out build/collapse
