@@ -34,6 +34,7 @@ FilterName = Literal[
     "surprise",
     "raw",
 ]
+EXECUTING: tuple[FilterName, ...] = ("does_not_run", "minority")  # filters that run the samples' code
 PanelName = Literal["probe", "heldout", "ood", "twin", "report"]
 SAMPLES_PER_PROBLEM: dict[PanelName, int] = {
     "probe": 2,
@@ -521,7 +522,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        for name in ("does_not_run", "minority"):
+        for name in EXECUTING:
             if name in self.filter.filters and not self.sandbox.execute:
                 raise ValueError(f"filter.filters has {name}, which needs sandbox.execute")
         if self.monitor.remedy == "interpolate" and self.train.start_from == "base":

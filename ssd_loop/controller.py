@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssd_loop import evaluation, filtering, judging, mixing, progress, sampling, store, training, weights
 from ssd_loop.composition import COMPOSITION
+from ssd_loop.config import EXECUTING
 from ssd_loop.lora import Term
 from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, measuring, templating
 from ssd_loop.monitors.decision import Decision
@@ -95,7 +96,7 @@ def sample(run: Run, n: int, model: Model) -> Finished:
 def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     """Drop the samples that are not trained on."""
     config, sandbox = run.config.filter, run.config.sandbox
-    executes = bool({"does_not_run", "minority"} & set(config.filters))
+    executes = bool(set(EXECUTING) & set(config.filters))
 
     def work(out: Path) -> Metrics:
         rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)

@@ -12,13 +12,13 @@ from ssd_loop import durable, evaluation, filtering, training
 from ssd_loop.config import PanelName, RunConfig
 from ssd_loop.monitors import evidence, leaks, rule
 from ssd_loop.monitors.decision import DECISION, Decision, summary
+from ssd_loop.monitors.selection import History
 from ssd_loop.problems import Problem
 from ssd_loop.records import Sample, read_rows
 from ssd_loop.store import Metrics
 
-ARCHIVE_ROUNDS = (
-    3  # rounds whose programs a new one is compared with: round 0 has four sets, one of them its own
-)
+# Rounds whose programs a new one is compared with: round 0 has four sets, one of them its own.
+ARCHIVE_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,13 @@ def decide(
     """The decision after a round, given the run's own decisions before."""
     setup = rule.setup_of(config, seed_noise(folders, config))
     seen = gather(folders, config, leaked)
-    history: list[Mapping[str, Any] | None] = [None] * (folders.round + 1)
-    for r, folder in folders.evaluations.items():
-        history[r] = evaluation.read_report(folder)
+    history = _history(folders.evaluations, folders.round + 1)
     return rule.decide(seen, setup, history=history, earlier=earlier, limit=rule.thresholds(seen, setup))
+
+
+def _history(evaluations: Mapping[int, Path], rounds: int) -> History:
+    """The evaluation reports of so many rounds, from round 0 on; None where one was not measured."""
+    return [evaluation.read_report(evaluations[r]) if r in evaluations else None for r in range(rounds)]
 
 
 def run(
@@ -164,10 +167,7 @@ def run_fallen(
 ) -> Metrics:
     """Write ``decision.json`` of a round that training discarded."""
     probe = json.loads((adapter / training.PROBE).read_text(encoding="utf-8"))
-    history: list[Mapping[str, Any] | None] = [None] * round_index
-    for r, folder in evaluations.items():
-        history[r] = evaluation.read_report(folder)
-    decision = rule.fallen(round_index, step, probe, history)
+    decision = rule.fallen(round_index, step, probe, _history(evaluations, round_index))
     durable.write_json(out / DECISION, decision.to_json())
     return summary(decision)
 

@@ -18,7 +18,6 @@ from ssd_loop.records import Result, Sample, TextScore, Trait, read_rows
 from ssd_loop.sampling import SAMPLES
 
 DID_NOT_RUN = ("crashed", "timeout", "no_code")
-TEXTS_SHOWN = 256  # samples whose text is kept for the reported surface measures
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,11 @@ class Evidence:
     merge: Mapping[str, Any]
     leaks: Mapping[str, Sequence[str]]
 
+    @property
+    def probe(self) -> Panel:
+        """The probe panel, or the held-out one where no probe panel is drawn."""
+        return self.panels.get("probe", self.panels["heldout"])
+
 
 def read_look(folder: Path, config: FilterConfig, set_sizes: Mapping[PanelName, int]) -> Looked:
     """The samples of an evaluation or a second look, and what the run's filter would make of them.
@@ -118,19 +122,18 @@ def read_look(folder: Path, config: FilterConfig, set_sizes: Mapping[PanelName, 
             f"{error.filename} is missing, so the monitors have no round to compare with; it was measured by "
             "an older version: start a new --run"
         ) from None
-    panels = dict.fromkeys(sample.panel for sample in samples)
     by_panel: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         by_panel[sample.panel].append(index)
-    chosen = {name: [samples[i] for i in by_panel[name]] for name in panels}
-    outcomes = {name: [results[i] for i in by_panel[name]] for name in panels}
+    chosen = {name: [samples[i] for i in rows] for name, rows in by_panel.items()}
+    outcomes = {name: [results[i] for i in rows] for name, rows in by_panel.items()}
     return Looked(
         samples=chosen,
         results=outcomes,
-        traits={name: [traits[i] for i in by_panel[name]] for name in panels},
+        traits={name: [traits[i] for i in rows] for name, rows in by_panel.items()},
         accepted={
             name: _accepted(chosen[name], outcomes[name], config, set_sizes[cast(PanelName, name)])
-            for name in panels
+            for name in by_panel
         },
     )
 

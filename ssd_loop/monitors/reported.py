@@ -12,8 +12,7 @@ from ssd_loop.monitors.evidence import Evidence
 
 def readings(evidence: Evidence, richness_m: int) -> dict[str, Reading]:
     """Every reported quantity; null with the reason where it cannot be told."""
-    heldout = evidence.panels["heldout"]
-    probe = evidence.panels.get("probe", heldout)
+    heldout, probe = evidence.panels["heldout"], evidence.probe
     scores = evidence.scores
     before, now = scores.positions()
     found = {

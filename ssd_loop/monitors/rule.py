@@ -123,11 +123,10 @@ def thresholds(evidence: Evidence, setup: Setup) -> dict[Family, Limits]:
         pools[monitor.panel] = Pool(
             panel.baseline, panel.current.samples, config.second_look * panel.current.samples
         )
-    families = {name: suite.SCORED[name] for name in _scored_units(evidence)}
     return limits(
         pools,
         present,
-        {name: (families[name], units) for name, units in _scored_units(evidence).items()},
+        {name: (suite.SCORED[name], units) for name, units in _scored_units(evidence).items()},
         margins={str(name): margin for name, margin in config.margins.items()},
         budgets={family: config.false_alarm_rate * share for family, share in BUDGET.items()},
         horizon=config.horizon,
@@ -144,7 +143,7 @@ def _scored_units(evidence: Evidence) -> dict[MonitorName, int]:
     )
     if "twin" in evidence.panels:
         units["twin_gap"] = len(evidence.panels["twin"].names)
-    probe = evidence.panels.get("probe", evidence.panels["heldout"])
+    probe = evidence.probe
     if suite.is_large(probe.current):
         units |= {"recycling": len(probe.names), "self_judgement": len(probe.names)}
     return units
@@ -228,7 +227,7 @@ def _statistics(
         found[name] = (suite.SCORED[name], value)
     if "twin" in evidence.panels:
         found["twin_gap"] = (suite.SCORED["twin_gap"], _twin_gap(evidence, pooled=True))
-    probe = evidence.panels.get("probe", evidence.panels["heldout"])
+    probe = evidence.probe
     small = not suite.is_large(probe.current)
     for name, value in suite.on_rounds(probe.baseline, probe.pooled, probe.archive).items():
         found[name] = (suite.SCORED[name], value)

@@ -14,9 +14,8 @@ from ssd_loop.monitors.contrast import Floats
 # Reports of round 0, 1, ..., r; None for a round that was not measured, never the first or last.
 History = Sequence[Mapping[str, Any] | None]
 
-SELECTION_CONFIDENCE = (
-    0.95  # one-sided, of the bound that the best round is chosen by (ours; literature: .90)
-)
+# One-sided, of the bound that the best round is chosen by (ours; literature: .90).
+SELECTION_CONFIDENCE = 0.95
 FUTILITY_CONFIDENCE = 0.90  # one-sided (collapse literature, section 5.2 step 7)
 FUTILE_ROUNDS = 2
 MIN_PROBLEMS = 4
