@@ -224,11 +224,8 @@ def test_failures_get_their_names(world: World, ill: Mapping[str, Traces], limit
 
 
 def test_a_wrong_limit_would_be_seen(healthy: Mapping[str, Traces]) -> None:
-    low: Stacked = {
-        "harm": (np.float64(0.5), np.float64(0.5)),
-        "collapse": (np.float64(0.5), np.float64(0.5)),
-    }
-    alarm = rules.first_above(rules.judged(healthy["H3"], low, Rule().families).score, 1.0)
+    low: Stacked = dict.fromkeys(Rule().names, (np.float64(0.5), np.float64(0.5)))
+    alarm = rules.first_above(rules.judged(healthy["H3"], low).score, 1.0)
     assert scoring.false_alarms(alarm, ROUNDS)["low"] > 0.05
 
 

@@ -17,7 +17,7 @@ from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import suite
 from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, signature
-from ssd_loop.monitors.contrast import Family, Reading
+from ssd_loop.monitors.contrast import Reading
 from ssd_loop.monitors.decision import DECISION, Decision, read_decision, summary
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence, Looked, Panel, Texts, gather
@@ -44,7 +44,10 @@ from tests.evidence import (
 )
 
 SETUP = Setup(MonitorConfig(), coverage_k=4, richness_m=2, seed=0)
-LIMITS: dict[Family, Limits] = {"harm": Limits(3.2, 1.9), "collapse": Limits(3.3, 2.0)}  # as a replay gives
+HARM, COLLAPSE = Limits(3.2, 1.9), Limits(3.3, 2.0)  # as a replay gives
+LIMITS = {m.name: HARM if m.family == "harm" else COLLAPSE for m in SETUP.monitors} | {
+    name: HARM if family == "harm" else COLLAPSE for name, family in suite.SCORED.items()
+}
 STEADY = [report(HEALTHY.right)] * 2
 
 
@@ -183,7 +186,7 @@ def test_what_is_planted_is_found_and_named(name: str) -> None:
     assert reading.family == kind
     if kind != "guard":
         assert reading.t is not None
-        assert reading.t > LIMITS[reading.family].t == reading.threshold  # type: ignore[index]
+        assert reading.t > LIMITS[name].t == reading.threshold
 
 
 ALONE = sorted(set(PLANTED) - {"heldout_pass_at_1", "heldout_coverage", "hard_tier_pass_at_1", "twin_gap"})
@@ -314,7 +317,7 @@ def test_without_execution_the_other_monitors_still_read() -> None:
         reading = decision.monitors[monitor.name]
         assert (reading.value, reading.reason) == (None, "answers were not run")
     assert decision.monitors["reference_nll"].value is not None
-    assert thresholds(evidence(r, panels=panels), SETUP)["harm"].t > 0.0
+    assert thresholds(evidence(r, panels=panels), SETUP)["reference_nll"].t > 0.0
 
 
 def test_panels_that_are_not_measured_are_named() -> None:
@@ -325,8 +328,8 @@ def test_panels_that_are_not_measured_are_named() -> None:
     assert "twin_gap" not in decision.monitors
 
 
-def test_a_family_without_limits_only_reports() -> None:
-    decision = decided(PLANTED["richness"][0](), limit={"harm": LIMITS["harm"]})
+def test_a_monitor_without_a_limit_only_reports() -> None:
+    decision = decided(PLANTED["richness"][0](), limit={"reference_nll": HARM})
     reading = decision.monitors["richness"]
     assert (reading.family, reading.alarm, reading.threshold) == ("report", False, None)
     assert decision.verdict == "continue"
@@ -343,7 +346,7 @@ def test_what_is_reported_raises_no_alarm() -> None:
         reading = decision.monitors[name]
         assert (reading.family, reading.alarm, reading.threshold) == ("report", False, None)
         assert reading.t is not None
-        assert reading.t > LIMITS["collapse"].t
+        assert reading.t > COLLAPSE.t
         assert decision.verdict == "continue"
     for name in PLANTED:
         found = decided(PLANTED[name][0]()).monitors
@@ -503,11 +506,11 @@ def test_the_slow_arm_catches_a_steady_loss_that_no_round_catches() -> None:
         decision = decided(seen, earlier=earlier, history=STEADY[:1] * (number + 1))
         reading = decision.monitors["ood_pass_at_1"]
         assert reading.t is not None
-        assert reading.t < LIMITS["harm"].t
+        assert reading.t < HARM.t
         before = earlier[-1].monitors["ood_pass_at_1"].slow if earlier else 0.0
         assert before is not None
         assert reading.slow == pytest.approx(max(0.4 * reading.t + 0.6 * before, 0.0))
-        assert reading.alarm == (reading.slow > LIMITS["harm"].slow)
+        assert reading.alarm == (reading.slow > HARM.slow)
         if reading.alarm:
             break
         earlier.append(decision)
@@ -749,11 +752,16 @@ def test_limits_are_those_of_round_0_alone() -> None:
         name: replace(p, current=few(panel(worse(0.4), rng(1)), 30).current) for name, p in small.items()
     }
     found = thresholds(seen, SETUP)
-    assert set(found) == {"harm", "collapse"}
+    assert set(found) == {m.name for m in SETUP.monitors} | {
+        "reference_nll",
+        "fork_loss",
+        "lock_leakage",
+        "dead_share",
+    }  # few problems: recycling and self-judgement only report; no twins
     assert thresholds(replace(evidence(rng(9), panels=later), round=7), SETUP) == found
     assert thresholds(seen, replace(SETUP, seed=1)) != found
     strict = replace(SETUP, config=MonitorConfig(false_alarm_rate=0.005))
-    assert thresholds(seen, strict)["harm"].t > found["harm"].t
+    assert all(own.t > found[name].t for name, own in thresholds(seen, strict).items())
 
 
 def test_a_model_that_solves_nothing_is_still_stopped_for_forgetting() -> None:

@@ -71,11 +71,6 @@ class Rule:
         """All monitors that are decided on."""
         return (*(str(m.name) for m in self.monitors), *self.scored)
 
-    @property
-    def families(self) -> dict[str, Family]:
-        """By monitor."""
-        return {str(m.name): m.family for m in self.monitors} | {n: f for n, (f, _) in self.scored.items()}
-
 
 @dataclass(frozen=True)
 class Round0:
@@ -380,7 +375,7 @@ def pools(base: Round0, run: int, rule: Rule) -> dict[str, Pool]:
 
 def thresholds(
     base: Round0, run: int, rule: Rule, seed: int, runs: int | None = None, without: Sequence[str] = ()
-) -> dict[Family, Limits]:
+) -> dict[str, Limits]:
     """The limits that one run would have, by the project's null replay of its own round 0."""
     more = {} if runs is None else {"runs": runs}
     return limits(
@@ -396,15 +391,15 @@ def thresholds(
     )
 
 
-Stacked = Mapping[Family, tuple[Floats, Floats]]  # (t, slow) limits: one for all runs, or one each
+Stacked = Mapping[str, tuple[Floats, Floats]]  # (t, slow) limits by monitor: one for all runs, or one each
 
 
-def stacked(found: Sequence[Mapping[Family, Limits]], *, mean: bool) -> Stacked:
+def stacked(found: Sequence[Mapping[str, Limits]], *, mean: bool) -> Stacked:
     """Limits of several replays: their mean, shared by all runs, or one for each run."""
-    out: dict[Family, tuple[Floats, Floats]] = {}
-    for family in found[0]:
-        t, slow = (np.array([getattr(x[family], part) for x in found]) for part in ("t", "slow"))
-        out[family] = (t.mean(), slow.mean()) if mean else (t, slow)
+    out: dict[str, tuple[Floats, Floats]] = {}
+    for name in found[0]:
+        t, slow = (np.array([getattr(x[name], part) for x in found]) for part in ("t", "slow"))
+        out[name] = (t.mean(), slow.mean()) if mean else (t, slow)
     return out
 
 
@@ -428,7 +423,7 @@ def resolution(world: World, rule: Rule, limit: Stacked, seed: Sequence[int]) ->
     rows = {}
     for name in found[0]:
         once, twice = (float(x[name].se.mean()) for x in found)
-        needed = 1.0 + float(limit[rule.families[name]][0]) * twice / rule.margins[name]
+        needed = 1.0 + float(limit[name][0]) * twice / rule.margins[name]
         rows[name] = {"margin": rule.margins[name], "se": once, "se_two_looks": twice, "needed": needed}
     return rows
 
@@ -455,7 +450,6 @@ GUARD = np.float32(1e6)  # a score that no limit reaches
 def judged(
     traces: Traces,
     limit: Stacked,
-    families: Mapping[str, Family],
     *,
     slow: bool = True,
     single: bool = False,
@@ -466,7 +460,7 @@ def judged(
     t = traces.t1 if single else traces.t
     before = np.zeros(t.shape[:2])
     score = np.zeros(t.shape, np.float32)
-    bounds = [limit[families[name]] for name in traces.names]
+    bounds = [limit[name] for name in traces.names]
     for r in range(t.shape[2]):
         before = slower(t[:, :, r].astype(float), before)
         for i, (bound, slow_bound) in enumerate(bounds):

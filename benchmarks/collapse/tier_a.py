@@ -158,7 +158,7 @@ def healthy_report(
     """False alarms of each control with the shared limits, and the rule's scores."""
     found, scores = {}, {}
     for key, own in traces.items():
-        judged = r.judged(own, noisy if key == "H1" else limit, rule.families)
+        judged = r.judged(own, noisy if key == "H1" else limit)
         alarm = r.first_above(judged.score, 1.0)
         scores[key] = judged.score
         found[key] = {
@@ -191,13 +191,13 @@ def replayed(
     found: dict[str, Any] = {}
     for key, all_runs in traces.items():
         few = first_runs(all_runs, len(own))
-        judged = r.judged(few, limits[key == "H1"], rule.families)
+        judged = r.judged(few, limits[key == "H1"])
         found[key] = s.false_alarms(r.first_above(judged.score, 1.0), ROUNDS)
     edge = {}
     whole = -(-len(own) // plan.batch) * plan.batch  # whole batches, so that round 0 is the same
     for name in ("heldout_pass_at_1", "richness"):
         few = first_runs(at_the_edge(world, rule, plan, seed, "H0", name, {}, whole), len(own))
-        judged = r.judged(few, limits[False], rule.families)
+        judged = r.judged(few, limits[False])
         edge[name] = s.false_alarms(r.first_above(judged.score, 1.0), ROUNDS)
     spread = {
         f"{family}_{part}": {"mean": float(values.mean()), "sd": float(values.std())}
@@ -224,7 +224,7 @@ def first_runs(traces: Traces, count: int) -> Traces:
 def mode_report(mode: Mode, traces: Traces, limit: Stacked, rule: Rule, bound: float) -> dict[str, Any]:
     """Detection, delay and attribution of the rule; also with its bound tuned to the common rate."""
     onset = s.onsets(traces.truth[mode.quantity], mode.margin)
-    judged = r.judged(traces, limit, rule.families)
+    judged = r.judged(traces, limit)
     alarm = r.first_above(judged.score, 1.0)
     names = r.names_of(traces, judged, alarm)
     return {
@@ -325,7 +325,7 @@ def left_out(
         row = {}
         for key, (mode, traces, own) in ill.items():
             onset = s.onsets(traces.truth[mode.quantity], mode.margin)
-            score = r.judged(traces, limit, rule.families, without=[name]).score
+            score = r.judged(traces, limit, without=[name]).score
             before = s.detection(r.first_above(own, 1.0), onset, ROUNDS)
             after = s.detection(r.first_above(score, 1.0), onset, ROUNDS)
             if (
@@ -349,14 +349,13 @@ def summary_of(
     """An ablation that needs new runs: false alarms by control, detection and delay by mode."""
     healthy = controls(world, rule, plan, seed, keys, plan.ablation_runs, {})
     calm = {
-        k: s.false_alarms(r.first_above(r.judged(t, limit, rule.families).score, 1.0), ROUNDS)
-        for k, t in healthy.items()
+        k: s.false_alarms(r.first_above(r.judged(t, limit).score, 1.0), ROUNDS) for k, t in healthy.items()
     }
     modes = {}
     for i, mode in enumerate(MODES):
         runs = min(plan.ablation_runs, 200)
         traces = provoked(world, mode, doses[mode.key], rule, plan, runs, [seed, 3, i])
-        modes[mode.key] = _short(mode, traces, r.judged(traces, limit, rule.families).score)
+        modes[mode.key] = _short(mode, traces, r.judged(traces, limit).score)
     say(f"ablation J = {rule.sets}, margins {'on' if any(rule.margins.values()) else 'off'} done")
     return {"limits": _plain(limit), "controls": calm, "modes": modes, **_mean_over(modes)}
 
@@ -395,7 +394,7 @@ def ablations(
         calm = {
             k: s.false_alarms(
                 r.first_above(
-                    r.judged(t, noisy if k == "H1" and own is limit else own, rule.families, **options).score,
+                    r.judged(t, noisy if k == "H1" and own is limit else own, **options).score,
                     1.0,
                 ),
                 ROUNDS,
@@ -403,10 +402,7 @@ def ablations(
             for k, t in healthy.items()
             if k != "H1" or own is limit
         }
-        modes = {
-            k: _short(mode, t, r.judged(t, own, rule.families, **options).score)
-            for k, (mode, t, _) in ill.items()
-        }
+        modes = {k: _short(mode, t, r.judged(t, own, **options).score) for k, (mode, t, _) in ill.items()}
         found[name] = {"limits": _plain(own), "controls": calm, "modes": modes, **_mean_over(modes)}
     if plan.ablation_runs:
         keys = [k for k in CONTROLS if k != "H1"]
@@ -419,7 +415,7 @@ def ablations(
         for i, mode in enumerate(MODES):
             runs = min(plan.ablation_runs, 200)
             traces = provoked(world, mode, doses[mode.key], noisy_rule, plan, runs, [seed, 6, i], noisy=True)
-            modes[mode.key] = _short(mode, traces, r.judged(traces, noisy, rule.families).score)
+            modes[mode.key] = _short(mode, traces, r.judged(traces, noisy).score)
         found["modes with seed noise, and the term"] = {
             "limits": _plain(noisy),
             "controls": {},
@@ -454,7 +450,7 @@ def at_the_edge(
 
 
 def _alarms(traces: Traces, limit: Stacked, rule: Rule) -> dict[str, Any]:
-    judged = r.judged(traces, limit, rule.families)
+    judged = r.judged(traces, limit)
     alarm = r.first_above(judged.score, 1.0)
     return {**s.false_alarms(alarm, ROUNDS), "alarmed_first": dict(r.first_monitors(traces, judged, alarm))}
 
@@ -524,7 +520,7 @@ def run(
             traces = provoked(world, mode, amount, rule, plan, runs, [seed, 2, i, j])
             rows[str(factor)] = {"dose": amount, **mode_report(mode, traces, limit, rule, bound)}
             if factor == 1.0 and mode in MODES:
-                ill[mode.key] = (mode, traces, r.judged(traces, limit, rule.families).score)
+                ill[mode.key] = (mode, traces, r.judged(traces, limit).score)
         report["modes"][mode.key] = {
             "name": mode.name,
             "quantity": mode.quantity,

@@ -31,6 +31,7 @@ from ssd_loop.place import Place
 
 SEEDS, HEALTHY, ROUNDS = 3, 60, 6
 FIRST_HEALTHY = 1000  # seed of the first healthy run
+FIRST_MODE = 1  # seed of a mode's first run; doses were set on seed 0
 RESULTS = "results"
 MODE_HEAD = (
     *("Mode", "Runs", "Detected", "Alarm in round", "Delay from provocation", "Named right", "Names"),
@@ -49,7 +50,7 @@ def planned(modes: Sequence[str], healthy: int, seeds: int) -> list[tuple[Mode, 
     """Every run: the controls in turn, each with a seed of its own, then seed by seed the modes."""
     controls = [mode for mode in ALL.values() if not mode.expected]
     runs = [(controls[i % len(controls)], FIRST_HEALTHY + i) for i in range(healthy)]
-    return runs + [(ALL[key], seed) for seed in range(seeds) for key in modes]
+    return runs + [(ALL[key], seed) for seed in range(FIRST_MODE, FIRST_MODE + seeds) for key in modes]
 
 
 def carry_out(out: Path, runs: Sequence[tuple[Mode, int]], rounds: int, toy: Path) -> None:

@@ -1,14 +1,18 @@
 """Null replay: how large the statistics get in a run in which nothing gets worse than is tolerated.
 
-Westfall and Young's max-T (1993) over monitors, rounds, looks and arms at once: pseudo-runs are drawn from
-round 0's own samples, with one pseudo-baseline each that all of their rounds share, and every step of the
-rule is done to them. So the threshold knows how monitors move together, that the baseline is noisy, and
-what second looks and the slow arm add. Source: collapse literature, section 5.2 steps 3 to 5.
+Resampling after Westfall and Young (1993) over monitors, rounds, looks and arms at once: pseudo-runs are
+drawn from round 0's own samples, with one pseudo-baseline each that all of their rounds share, and every
+step of the rule is done to them. So the limits know how monitors move together, that the baseline is noisy,
+and what second looks and the slow arm add. Source: collapse literature, section 5.2 steps 3 to 5.
 
 What is replayed is the worst healthy run: one monitor of the family at the very edge of its margin in every
 round, the others unchanged. The limits hold for whichever monitor that is. All of them at their edges at
-once would ask for limits so high that real harm is found rounds later (docs/collapse.md has both figures);
-where panels are small, so that margins are less than noise, the two come to the same.
+once would ask for limits so high that real harm is found rounds later (decision record 12); where panels are
+small, so that margins are less than noise, the two come to the same.
+
+A monitor's limit is a common factor times what it reaches by itself: Westfall and Young's min-P form, which
+asks how rare a statistic is for its monitor. One limit for all (max-T) would hold a monitor with little luck
+of its own, such as one on texts that never change, to the limits of the luckiest.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ WEIGHT = 0.4  # of the new t in the slow arm (collapse literature, section 5.2 s
 
 @dataclass(frozen=True)
 class Limits:
-    """What one family's statistics must pass to raise an alarm, in standard errors.
+    """What one monitor's statistics must pass to raise an alarm, in standard errors.
 
     Attributes:
         t: For a round's own t.
@@ -97,8 +101,8 @@ def limits(
     seed: int,
     seed_noise: Mapping[str, float] | None = None,
     runs: int = RUNS,
-) -> dict[Family, Limits]:
-    """The limits of each family that hold its error budget over `horizon` rounds.
+) -> dict[str, Limits]:
+    """The limits of each monitor with which its family holds its error budget over `horizon` rounds.
 
     Args:
         pools: Panels by name.
@@ -123,32 +127,41 @@ def limits(
             draws = horizon if name in NEW_SAMPLES else 1
             luck = np.repeat(rng.standard_t(units - 1, (runs, draws)), horizon // draws, axis=1)
             nulls[name], families[name] = Null(luck, np.full_like(luck, -np.inf)), family
+    found: dict[str, Limits] = {}
+    for family, budget in budgets.items():
+        found |= _calibrated({name: null for name, null in nulls.items() if families[name] == family}, budget)
+    return found
+
+
+def _calibrated(nulls: Mapping[str, Null], budget: float) -> dict[str, Limits]:
+    """Limits that hold the budget whichever monitor is at its edge.
+
+    Each monitor starts from what its own two arms pass in half of the budget each; one factor on all of them
+    then makes the whole family meet it. The limits are never below what one comparison with normal noise
+    needs: where round 0 happened to see no failure, redrawing its samples shows no noise either, and a single
+    slip must be no alarm.
+    """
+    least = float(stats.norm.ppf(1.0 - budget))
+    edge = {name: _peaks(null.edge) for name, null in nulls.items()}
+    alone = {
+        name: Limits(*(max(float(np.quantile(arm, 1.0 - budget / 2.0)), 1e-6) for arm in arms))
+        for name, arms in edge.items()
+    }
+    still = {name: _share(_peaks(null.still), alone[name]) for name, null in nulls.items()}
+    factor = 0.0
+    for name, arms in edge.items():
+        others = [share for other, share in still.items() if other != name]
+        worst = np.max([_share(arms, alone[name]), *others], axis=0)
+        factor = max(factor, float(np.quantile(worst, 1.0 - budget)))
     return {
-        family: _calibrated([null for name, null in nulls.items() if families[name] == family], budget)
-        for family, budget in budgets.items()
-        if family in families.values()
+        name: Limits(max(factor * own.t, least), max(factor * own.slow, least * SLOW_SPREAD))
+        for name, own in alone.items()
     }
 
 
-def _calibrated(nulls: Sequence[Null], budget: float) -> Limits:
-    """The lowest limits that hold the budget whichever monitor is at its edge.
-
-    Both arms start from half of the budget, and one factor on both then makes the whole rule meet it. The
-    limits are never below what one comparison with normal noise needs: where round 0 happened to see no
-    failure, redrawing its samples shows no noise either, and a single slip must be no alarm.
-    """
-    edge = [_peaks(null.edge) for null in nulls]
-    still = [_peaks(null.still) for null in nulls]
-    found = []
-    for index, own in enumerate(edge):
-        others = still[:index] + still[index + 1 :]
-        own_t, slow = (np.max([own[arm], *(other[arm] for other in others)], axis=0) for arm in (0, 1))
-        start, slow_start = (max(float(np.quantile(x, 1.0 - budget / 2.0)), 1e-6) for x in (own_t, slow))
-        factor = float(np.quantile(np.maximum(own_t / start, slow / slow_start), 1.0 - budget))
-        found.append(Limits(max(factor * start, 1e-6), max(factor * slow_start, 1e-6)))
-    least = float(stats.norm.ppf(1.0 - budget))
-    floor = Limits(least, least * SLOW_SPREAD)
-    return Limits(*(max(getattr(limit, arm) for limit in (floor, *found)) for arm in ("t", "slow")))
+def _share(arms: tuple[Floats, Floats], limit: Limits) -> Floats:
+    """How much of its limits a run's statistics reach: above 1 is an alarm."""
+    return np.maximum(arms[0] / limit.t, arms[1] / limit.slow)
 
 
 def _peaks(t: Floats) -> tuple[Floats, Floats]:

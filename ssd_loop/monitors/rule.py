@@ -1,4 +1,4 @@
-"""The decision rule: spent-alpha paired max-T with a second look, a slow arm, hard guards and futility.
+"""The decision rule: spent-alpha paired tests with a second look, a slow arm, hard guards and futility.
 
 Source: collapse literature, section 5.2. Everything here is pure: the same evidence, settings and earlier
 decisions give the same verdict, so `decide RUN` can replay a finished run.
@@ -112,8 +112,8 @@ def asks_again(evidence: Evidence, setup: Setup) -> tuple[PanelName, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def thresholds(evidence: Evidence, setup: Setup) -> dict[Family, Limits]:
-    """The limits of this run, from round 0's samples alone: the same in all of its rounds."""
+def thresholds(evidence: Evidence, setup: Setup) -> dict[str, Limits]:
+    """The limits of this run by monitor, from round 0's samples alone: the same in all of its rounds."""
     panels, config = evidence.panels, setup.config
     pools: dict[str, Pool] = {}
     placed = [replace(monitor, panel=panel_of(monitor, panels)) for monitor in setup.monitors]
@@ -155,7 +155,7 @@ def decide(
     *,
     history: History,
     earlier: Sequence[Decision],
-    limit: Mapping[Family, Limits],
+    limit: Mapping[str, Limits],
 ) -> Decision:
     """Whether another round is worth it.
 
@@ -216,7 +216,7 @@ def fallen(round_index: int, step: int, probe: Sequence[Mapping[str, Any]], hist
 
 
 def _statistics(
-    evidence: Evidence, setup: Setup, earlier: Sequence[Decision], limit: Mapping[Family, Limits]
+    evidence: Evidence, setup: Setup, earlier: Sequence[Decision], limit: Mapping[str, Limits]
 ) -> dict[str, Reading]:
     """Every monitor that has a threshold, also those that cannot be read, with the reason."""
     found: dict[MonitorName, tuple[Family, Contrast | str]] = {
@@ -236,7 +236,7 @@ def _statistics(
     for name, (family, worsening) in found.items():
         decided = not (small and name in ("recycling", "self_judgement"))
         margin, noise = setup.config.margins[name], setup.seed_noise.get(name, 0.0)
-        own = limit.get(family) if decided else None
+        own = limit.get(name) if decided else None
         readings[name] = _reading(family, worsening, margin, noise, before.get(name, 0.0), own)
     return readings
 
@@ -282,7 +282,7 @@ def _reading(
 ) -> Reading:
     named = family if limit else "report"
     if isinstance(value, str):
-        return Reading(named, None, None, margin, slow=slow_before or None, reason=value)
+        return Reading(family, None, None, margin, slow=slow_before or None, reason=value)
     units = int(value.units)
     if units < MIN_UNITS:
         why = f"{units} problems or texts tell it in both rounds, {MIN_UNITS} are needed"
