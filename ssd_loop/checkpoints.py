@@ -20,7 +20,7 @@ RUN_AT_ROUND = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9._-]*)@(?:round_)?(?P<r
 # What a fork may do otherwise than its parent. Everything else decides how rounds are measured, and rounds
 # that were measured otherwise cannot be compared with the baseline that the fork takes over.
 PROMPTS = "prompts"
-FREE_SECTIONS = (PROMPTS, "sample", "filter", "train", "monitor")
+FREE_SECTIONS = (PROMPTS, "sample", "filter", "train", "monitor", "baselines")
 
 
 @dataclass(frozen=True)

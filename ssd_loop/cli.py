@@ -189,9 +189,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         "evaluate",
         "pass@k of any model folder or Hub id on the panels",
         _evaluate,
-        usage=f"{PROGRAM} evaluate MODEL [--json] [--out FOLDER] [--SECTION.SETTING VALUE]...",
+        usage=f"{PROGRAM} evaluate MODEL [--sweep] [--json] [--out FOLDER] [--SECTION.SETTING VALUE]...",
     )
     evaluate.add_argument("target", metavar="MODEL", help="model folder, Hub id or packaged name")
+    evaluate.add_argument(
+        "--sweep",
+        action="store_true",
+        help="held-out pass@1 over the decoding settings of baselines.temperatures, .top_k and .top_p",
+    )
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep samples and results here")
     evaluate.add_argument("--json", action="store_true", help="print JSON for scripts")
 
@@ -299,7 +304,9 @@ def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         "evaluate": {"limit": None, **flags.get("evaluate", {})},
     }
     config = load(None, {**flags, **given})
-    evaluate_model(config, out=options.out, as_json=options.json)
+    if options.sweep and not config.baselines.temperatures:
+        raise ConfigError("--sweep has no grid: baselines.temperatures is empty; name some")
+    evaluate_model(config, sweep=options.sweep, out=options.out, as_json=options.json)
     return 0
 
 

@@ -28,13 +28,18 @@ FilterName = Literal[
     "unparsable",
     "does_not_run",
     "minority",
+    "fails_tests",
     "duplicate",
     "too_short",
     "too_long",
     "surprise",
     "raw",
 ]
-EXECUTING: tuple[FilterName, ...] = ("does_not_run", "minority")  # filters that run the samples' code
+EXECUTING: tuple[FilterName, ...] = (
+    "does_not_run",
+    "minority",
+    "fails_tests",
+)  # filters that run the samples' code
 PanelName = Literal["probe", "heldout", "ood", "twin", "report"]
 SAMPLES_PER_PROBLEM: dict[PanelName, int] = {
     "probe": 2,
@@ -269,7 +274,8 @@ class FilterConfig(Section):
         ("raw",),
         min_length=1,
         description="Applied in order; raw = empty + stub (P section 3.1); minority drops answers that "
-        "behave otherwise than most of their prompt's.",
+        "behave otherwise than most of their prompt's; fails_tests keeps what passes the prompt's tests "
+        "(rejection sampling: a verifier, so no longer SSD).",
     )
     too_short_share: Share = Field(
         0.1, description="Share of shortest texts that too_short drops (apple/ml-ssd: 10 %)."
@@ -419,6 +425,28 @@ class EvaluateConfig(Section):
         return self.samples_per_problem
 
 
+class BaselinesConfig(Section):
+    """Baselines, measured once a run ends: base and best round, each at its best decoding settings.
+
+    Settings are chosen on the held-out problems; the figure that is reported comes from the panel `report`.
+    """
+
+    temperatures: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
+        (0.2, 0.6, 1.0),
+        description="Temperatures of the grid; none = no baselines. The settings of `evaluate` and `sample` "
+        "are always compared too (ours; P figure 2 varies T alone).",
+    )
+    top_k: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 20), min_length=1, description="Values of top-k in the grid, 0 = off (ours)."
+    )
+    top_p: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        (0.8, 1.0), min_length=1, description="Values of top-p in the grid (ours)."
+    )
+    samples_per_problem: int = Field(
+        1, ge=1, le=1024, description="Completions per held-out problem at each point of the grid (ours)."
+    )
+
+
 class SandboxConfig(Section):
     """Limits of one generated program. Code runs under bubblewrap or not at all."""
 
@@ -489,6 +517,9 @@ class TrackConfig(Section):
         "auto", "auto: online when an API key is set, else offline."
     )
     project: str = speed_only("ssd_loop", "Project the run appears in.", min_length=1)
+    price_per_device_hour: float = speed_only(
+        0.0, "Money for one hour of the device, in any currency; 0 = unknown.", ge=0.0
+    )
 
 
 class EngineConfig(Section):
@@ -515,6 +546,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     merge: MergeConfig = MergeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     sandbox: SandboxConfig = SandboxConfig()
     monitor: MonitorConfig = MonitorConfig()
     track: TrackConfig = TrackConfig()
@@ -556,6 +588,7 @@ class EvaluateOptions(Section):
 
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     sandbox: SandboxConfig = SandboxConfig()
     engine: EngineConfig = EngineConfig()
     model: ModelConfig = ModelConfig()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -149,6 +149,7 @@ def panel_report(
         "pass_at": passes([p.id for p in problems]) if ran else {},
         "tiers": {tier: passes(ids) for tier, ids in sorted(tiers.items())} if ran else {},
         "passed": {p.id: [right[p.id], drawn[p.id]] for p in problems} if ran else {},
+        "tier_of": {p.id: p.tier for p in problems},
     }
     if all(problem.kind in CODE_KINDS for problem in problems):
         unparsable = sum(shape is None for shape in shapes) / len(shapes)
@@ -272,20 +273,24 @@ def look(
         shard_size=shard_size,
         out=out,
     )
-    drawn = {draw.panel for draw in draws}
-    panels = [name for name in config.panels if name in drawn]
-    problems = {(p.panel, p.id): p for name in panels for p in panel_problems(config, name)}
-    results = judge_all(
-        [(problems[s.panel, s.prompt_id], s) for s in samples],
-        limits=limits_of(sandbox_config),
-        workers=sandbox_config.workers,
-        execute=sandbox_config.execute,
-    )
+    results = judged(config, sandbox_config, samples)
     traits = [trait(sample) for sample in samples]
     write_rows(out / SAMPLES, Sample, samples)
     write_rows(out / RESULTS, Result, results)
     write_rows(out / TRAITS, Trait, traits)
     return samples, results, traits
+
+
+def judged(config: EvaluateConfig, sandbox_config: SandboxConfig, samples: Sequence[Sample]) -> list[Result]:
+    """What became of samples of some panels, in order."""
+    panels: list[PanelName] = sorted({cast(PanelName, sample.panel) for sample in samples})
+    problems = {(p.panel, p.id): p for name in panels for p in panel_problems(config, name)}
+    return judge_all(
+        [(problems[s.panel, s.prompt_id], s) for s in samples],
+        limits=limits_of(sandbox_config),
+        workers=sandbox_config.workers,
+        execute=sandbox_config.execute,
+    )
 
 
 def read_reference(folder: Path) -> list[list[int]]:

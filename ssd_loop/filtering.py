@@ -40,6 +40,7 @@ def judge(
     *,
     runs: Collection[Key] | None = None,
     behaviours: Mapping[Key, str | None] | None = None,
+    passed: Collection[Key] | None = None,
 ) -> list[FilterName | None]:
     """For each sample the first filter that drops it, or None to keep it.
 
@@ -48,11 +49,12 @@ def judge(
         config: Which filters, and their shares.
         runs: Keys of the samples whose program ran; only `does_not_run` needs it.
         behaviours: What each sample did on the probe inputs, None if it did not run; for `minority`.
+        passed: Keys of the samples that passed their prompt's tests; for `fails_tests`.
     """
     names = expand(config.filters)
     codes = [extract_code(sample.text) for sample in samples]
     rules: dict[FilterName, Rule] = {
-        name: _rule(name, samples, codes, config, runs, behaviours) for name in names
+        name: _rule(name, samples, codes, config, runs, behaviours, passed) for name in names
     }
     return [next((name for name in names if rules[name](index)), None) for index in range(len(samples))]
 
@@ -64,6 +66,7 @@ def _rule(
     config: FilterConfig,
     runs: Collection[Key] | None,
     behaviours: Mapping[Key, str | None] | None,
+    passed: Collection[Key] | None,
 ) -> Rule:
     shown = [s.text if code is None else code for s, code in zip(samples, codes, strict=True)]
     if name == "empty":
@@ -83,6 +86,10 @@ def _rule(
             raise ValueError("minority needs what the samples did")
         usual = _usual(behaviours)
         return lambda i: key(samples[i]) not in usual
+    if name == "fails_tests":
+        if passed is None:
+            raise ValueError("fails_tests needs the samples that passed")
+        return lambda i: key(samples[i]) not in passed
     if name == "duplicate":
         repeated = _repeated(samples, codes)
         return lambda i: repeated[i]
@@ -139,13 +146,14 @@ def run(
     out: Path,
     runs: Collection[Key] | None = None,
     behaviours: Mapping[Key, str | None] | None = None,
+    passed: Collection[Key] | None = None,
 ) -> Metrics:
     """Write ``kept.parquet`` and ``dropped.parquet``.
 
     Raises:
         StageFailedError: nothing is left to train on.
     """
-    reasons = judge(samples, config, runs=runs, behaviours=behaviours)
+    reasons = judge(samples, config, runs=runs, behaviours=behaviours, passed=passed)
     kept = [sample for sample, why in zip(samples, reasons, strict=True) if why is None]
     dropped = [Dropped(*key(sample), why) for sample, why in zip(samples, reasons, strict=True) if why]
     if not kept:

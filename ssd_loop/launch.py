@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ssd_loop import (
+    baselines,
     checkpoints,
     composition,
     controller,
     durable,
     engines,
     evaluation,
+    finals,
     measuring,
     models,
     monitoring,
@@ -26,6 +28,7 @@ from ssd_loop import (
     provenance,
     sandbox,
     store,
+    sweeping,
     tracking,
 )
 from ssd_loop.checkpoints import Origin
@@ -36,7 +39,7 @@ from ssd_loop.monitors import signal
 from ssd_loop.place import RUN_FILE, Place
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import content_input, load_prompts
-from ssd_loop.report import status
+from ssd_loop.report import outcome, status
 from ssd_loop.running import Begins, Run
 from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
@@ -82,7 +85,14 @@ def launch(
             f"train.human_share is {config.train.human_share}, but no prompt has a human-written solution; "
             "name their column in prompts.columns as solution"
         )
+    if "fails_tests" in config.filter.filters and any(prompt.kind == "text" for prompt in prompts):
+        raise ConfigError(
+            "filter.filters has fails_tests, but some prompts have no tests; set prompts.checker and "
+            "prompts.columns.tests"
+        )
     data = _data(config, prompts)  # a panel that is not installed is known now
+    if config.baselines.temperatures:
+        evaluation.panel_problems(config.evaluate, finals.PANEL)
     _check_disjoint(config, prompts)
     engine = engines.engine_name(config.engine)
     place = Place(Path(), name)
@@ -182,6 +192,7 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     finished = False
     try:
         stop = controller.run_rounds(run)
+        baselines.conclude(run)
         finished = True
     finally:
         run.bench.close()
@@ -262,11 +273,12 @@ def _announce(run: Run, about: Mapping[str, Any]) -> None:
         progress.say(f"finished rounds are used where their inputs still match: {status.spans(done)}")
 
 
-def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> None:
+def evaluate_model(config: RunConfig, *, sweep: bool, out: Path | None, as_json: bool) -> None:
     """Measure one model on the panels and print its report.
 
     Args:
         config: Settings; `model.name` is the model.
+        sweep: Measure it over the grid of decoding settings instead, on the held-out problems.
         out: Folder for samples, results and report, which must not exist yet; None keeps nothing.
         as_json: Print the report as JSON instead of a summary.
     """
@@ -278,9 +290,11 @@ def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> Non
     bench = Workbench(config, base)
     try:
         with tempfile.TemporaryDirectory(prefix="ssd_loop-") as scratch:
-            folder = out or Path(scratch) / "evaluate"
-            done = measuring.evaluate_alone(bench, Input(models.content_hash(base.path)), folder)
-            report = evaluation.read_report(done.path)
+            source, folder = Input(models.content_hash(base.path)), out or Path(scratch) / "evaluate"
+            if sweep:
+                report = sweeping.read(measuring.sweep_alone(bench, source, folder).path)
+            else:
+                report = evaluation.read_report(measuring.evaluate_alone(bench, source, folder).path)
     finally:
         bench.close()
     if as_json:
@@ -288,6 +302,9 @@ def evaluate_model(config: RunConfig, *, out: Path | None, as_json: bool) -> Non
         print()
         return
     print(f"{base.title}, {base.dtype}, engine {bench.engine_name}")
+    if sweep:
+        outcome.show_sweep(report, status.console())
+        return
     for line in signal.lines(report["signal"]) if report["signal"] else ():
         print(f"  {line}")
     for name, value in evaluation.headline(report).items():

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, monitoring, store, weights
+from ssd_loop import evaluation, monitoring, store, sweeping, weights
 from ssd_loop.config import PanelName
+from ssd_loop.prompts import content_input
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.weights import Model
@@ -39,6 +40,43 @@ def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
         settings=evaluation_settings(bench),
         inputs={"model": base, **evaluation.problem_inputs(bench.config.evaluate)},
         work=measuring(bench, 0, lambda: bench.base.path, counts, None),
+    )
+
+
+def sweep_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
+    """Measure the base model outside any run over the grid of decoding settings."""
+    config = bench.config
+
+    def work(out: Path) -> Metrics:
+        return sweep_work(bench, bench.base.path, 0, out)
+
+    problems = content_input(evaluation.panel_problems(config.evaluate, sweeping.PANEL))
+    return store.step(
+        folder,
+        stage="sweep",
+        round_index=0,
+        version=sweeping.STAGE_VERSION,
+        settings=evaluation_settings(bench) | sweeping.settings(config),
+        inputs={"model": base, sweeping.PANEL: problems},
+        work=work,
+    )
+
+
+def sweep_work(bench: Workbench, model: Path, n: int, out: Path) -> Metrics:
+    """The work of one sweep."""
+    config = bench.config
+    return sweeping.run(
+        sweeping.grid(config.baselines, config.sample, config.evaluate),
+        config.baselines.samples_per_problem,
+        config.evaluate,
+        config.sandbox,
+        engine=bench.engine(model),
+        renderer=bench.renderer,
+        stop_token_ids=bench.stop_token_ids,
+        run_seed=config.sample.seed,
+        round_index=n,
+        shard_size=config.sample.shard_size,
+        out=out,
     )
 
 

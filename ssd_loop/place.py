@@ -22,8 +22,11 @@ STAGES = (
     "second_look",
     "monitor",
     "interpolate",
+    "sweep",
+    "final",
 )
-ONLY_WHERE_ASKED = (*SEEDS, "second_look", "interpolate")  # by the settings or the decision rule
+# By the settings, the decision rule, or a run's end.
+ONLY_WHERE_ASKED = (*SEEDS, "second_look", "interpolate", "sweep", "final")
 # Kept under checkpoints/, and their folder's name.
 WEIGHT_STAGES = {"train": "adapter", "merge": "merged", "interpolate": "interpolated"}
 
@@ -44,6 +47,12 @@ class Place:
     def weights(self) -> Path:
         """Adapters and merged models."""
         return self.root / CHECKPOINTS / self.run
+
+    @property
+    def best(self) -> int | None:
+        """The best round so far; None where nothing was decided yet."""
+        link = self.weights / BEST
+        return round_of(Path(link.readlink().name)) if link.is_symlink() else None
 
     def checkpoint(self, n: int) -> Path:
         """The folder of one round's weights."""

@@ -63,6 +63,10 @@ STDIN_MESSAGE = """\
 Write a complete Python program that reads standard input and prints to standard output. Answer with one \
 Python code block that holds the program."""
 
+REVISION_MESSAGE = """\
+Check your answer. If something in it is wrong or missing, correct it. Then give the whole final answer \
+again, in the same form."""
+
 # Wordings that came after the others: named in manifests where they are used.
 WORDING = {"function": (STARTER_MESSAGE, TASK_MESSAGE, NAMED), "stdin": (STDIN_MESSAGE,)}
 
@@ -85,6 +89,15 @@ class Renderer:
         """The rendered prompt, ready for the model's turn."""
         encoded = self._render(self._messages(message(problem)), add_generation_prompt=True, tokenize=True)
         return tuple(encoded["input_ids"])
+
+    def revision_ids(self, problem: Problem, answer: str) -> tuple[int, ...]:
+        """The prompt of a second turn, in which the model may correct its own answer."""
+        messages = [
+            *self._messages(message(problem)),
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": REVISION_MESSAGE},
+        ]
+        return tuple(self._render(messages, add_generation_prompt=True, tokenize=True)["input_ids"])
 
     def response_ids(self, text: str, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
         """A human-written answer as the token ids of the model's turn, to follow `prompt_ids`.

@@ -28,6 +28,7 @@ def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:
             "max_new_tokens": 16,
             "reference_tokens": 32,
         },
+        "baselines": {"temperatures": []},
         "monitor": {"action": "warn"},
         "track": {"mode": "disabled"},
         "engine": {"name": engine, "max_model_len": 1024},

@@ -164,6 +164,14 @@ def test_minority_drops_what_behaves_otherwise_than_most_of_its_prompt() -> None
         filtering.judge(rows, config)
 
 
+def test_fails_tests_keeps_what_passed() -> None:
+    rows = [sample("def f():\n    return 1\n", sample_index=i) for i in range(3)]
+    config = FilterConfig(filters=("fails_tests",))
+    assert filtering.judge(rows, config, passed={("p", 1)}) == ["fails_tests", None, "fails_tests"]
+    with pytest.raises(ValueError, match="fails_tests"):
+        filtering.judge(rows, config)
+
+
 def test_minority_needs_several_samples_of_a_prompt() -> None:
     with pytest.raises(ValueError, match="samples_per_prompt"):
         RunConfig.model_validate({"filter": {"filters": ["minority"]}})

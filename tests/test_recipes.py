@@ -15,7 +15,8 @@ from ssd_loop.prompts import load_prompts, message
 from ssd_loop.sources import load_tasks
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
-SMALL = {"default", "quick", "execution-filter", "hot-truncated", "garbage"}
+CONTROLS = {"self-sft", "one-long-round", "rejection-sampling"}
+SMALL = {"default", "quick", "execution-filter", "hot-truncated", "garbage"} | CONTROLS
 
 # arXiv 2604.01193, table 3: T, top-k and top-p of sampling, then of evaluating the trained model; 0 = none.
 TABLE_3 = {
@@ -85,6 +86,33 @@ def test_every_value_that_is_not_the_default_says_where_it_comes_from(name: str)
             now = chosen[section][key] if isinstance(given, dict) else chosen[section]
             before = defaults[section][key] if isinstance(given, dict) else defaults[section]
             assert now == before or commented[section, key], f"{section}.{key} = {now} has no comment"
+
+
+def test_control_arms_differ_from_the_default_in_one_thing() -> None:
+    """Otherwise a difference in their results would have more than one cause."""
+    default = recipe("default").model_dump(exclude={"rounds"})
+    changed = {
+        name: {
+            f"{section}.{key}": value
+            for section, given in recipe(name).model_dump(exclude={"rounds"}).items()
+            for key, value in given.items()
+            if value != default[section][key]
+        }
+        for name in CONTROLS
+    }
+    assert changed == {
+        "self-sft": {"sample.top_k": 0, "sample.top_p": 1.0},
+        "one-long-round": {"sample.samples_per_prompt": 5},
+        "rejection-sampling": {"filter.filters": ("fails_tests",)},
+    }
+
+
+def test_one_long_round_draws_and_trains_as_much_as_the_repeated_rounds() -> None:
+    long, repeated = recipe("one-long-round"), recipe("default")
+    amounts = [
+        c.rounds * c.sample.samples_per_prompt * c.train.epochs / c.train.batch_size for c in (long, repeated)
+    ]
+    assert amounts[0] == amounts[1]
 
 
 @pytest.mark.parametrize("name", sorted(TABLE_3))

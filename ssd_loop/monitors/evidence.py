@@ -155,7 +155,8 @@ def _accepted_of(
 ) -> dict[draws.Key, bool]:
     ran = {(r.problem_id, r.sample_index) for r in results if r.outcome not in DID_NOT_RUN}
     behaviours = {(r.problem_id, r.sample_index): r.behaviour for r in results}
-    reasons = filtering.judge(samples, config, runs=ran, behaviours=behaviours)
+    passed = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
+    reasons = filtering.judge(samples, config, runs=ran, behaviours=behaviours, passed=passed)
     return {filtering.key(sample): reason is None for sample, reason in zip(samples, reasons, strict=True)}
 
 

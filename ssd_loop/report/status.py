@@ -16,7 +16,8 @@ from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import signal
 from ssd_loop.monitors.decision import read_decision
-from ssd_loop.place import BEST, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing
+from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing, round_name
+from ssd_loop.report import facts, outcome
 
 BEST_MEANS = "best: the highest lower bound (95 %) of the paired held-out gain over round 0, if it is above 0"
 
@@ -34,7 +35,7 @@ def read(root: Path, name: str) -> dict[str, Any]:
     except (KeyError, TypeError):
         raise BadArtifactError(f"{place.folder / RUN_FILE} is torn; restore it") from None
     spent = costs.read(place.folder)
-    link = place.weights / BEST
+    best = place.best
     return {
         "run": name,
         "model": title,
@@ -44,7 +45,9 @@ def read(root: Path, name: str) -> dict[str, Any]:
         "parent": about.get("parent"),
         "changes": about.get("changes", []),
         "rounds": [_round(place, n, spent) for n in place.known_rounds()],
-        "best": str(link.readlink()) if link.is_symlink() else None,
+        "best": None if best is None else round_name(best),
+        "gains": facts.gains_of(place, best) if best else None,
+        "final": facts.final_of(place, best) if best else None,
         "seconds": round(sum(cost.seconds for cost in spent.values()), 1),
     }
 
@@ -95,7 +98,7 @@ def spans(rounds: Sequence[int]) -> str:
 def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     result: dict[str, Any] = {"round": n, "stages": stages}
-    for stage in STAGES if n else ("evaluate",):
+    for stage in STAGES if n else ("evaluate", "sweep", "final"):
         folder = place.stage(n, stage)
         done = store.finished(folder)
         cost = spent.get((n, stage), costs.Cost())
@@ -152,6 +155,10 @@ def show(state: dict[str, Any], console: Console) -> None:
         for line in signal.lines(row["signal"]) if "signal" in row else ():
             console.print(line, markup=False)
     console.print(_quality(state))
+    if state["gains"]:
+        outcome.show_gains(state["gains"], console)
+    if state["final"]:
+        outcome.show_final(state["final"], console)
     console.print(_work(state))
     for row in state["rounds"]:
         if "verdict" in row:

@@ -1,0 +1,41 @@
+"""What a run's files say of what it bought, for tables, report and model card alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssd_loop import evaluation, finals, gains, store, sweeping
+from ssd_loop.place import Place
+from ssd_loop.records import Result, read_rows
+
+
+def gains_of(place: Place, n: int) -> dict[str, Any] | None:
+    """Where round n's gain over round 0 is (`gains.measure`); None where one of them is not measured."""
+    folders = [place.stage(0, "evaluate"), place.stage(n, "evaluate")]
+    if not n or not all(store.finished(folder) for folder in folders):
+        return None
+    before, after = (read_rows(folder / evaluation.RESULTS, Result) for folder in folders)
+    panels = evaluation.read_report(folders[1])["panels"]
+    return gains.measure(before, after, {name: panel.get("tier_of", {}) for name, panel in panels.items()})
+
+
+def final_of(place: Place, n: int) -> dict[str, Any] | None:
+    """Base and round n on the untouched panel, and the differences; None where that was not measured."""
+    folders = [place.stage(0, "final"), place.stage(n, "final")]
+    if not n or not all(store.finished(folder) for folder in folders):
+        return None
+    base, trained = (finals.read(folder) for folder in folders)
+    return {
+        "panel": base["panel"],
+        "problems": base["problems"],
+        "round": n,
+        "base": base["arms"],
+        "trained": trained["arms"],
+        "compared": finals.compared(base, trained),
+    }
+
+
+def sweeps_of(place: Place, n: int) -> dict[int, dict[str, Any]]:
+    """The sweeps of round 0 and round n, as far as they are there."""
+    found = {r: place.stage(r, "sweep") for r in dict.fromkeys((0, n))}
+    return {r: sweeping.read(folder) for r, folder in found.items() if store.finished(folder)}

@@ -1,0 +1,144 @@
+"""Stage `sweep`: one model over a grid of decoding settings, on the held-out problems.
+
+What training gained is compared with what decoding alone could gain: the paper tunes the base's temperature
+(section 3.3), and was faulted for leaving out the base at the very settings that drew its training data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_loop import evaluation
+from ssd_loop.config import EvaluateConfig, RunConfig, SampleConfig, SandboxConfig, BaselinesConfig
+from ssd_loop.durable import write_json
+from ssd_loop.engines import Engine
+from ssd_loop.errors import BadArtifactError
+from ssd_loop.gains import counts, rates
+from ssd_loop.prompts import Renderer
+from ssd_loop.sampling import Decoding, Draw, plan
+from ssd_loop.store import Metrics
+
+STAGE_VERSION = 1
+SWEEP = "sweep.json"
+PANEL: Literal["heldout"] = "heldout"
+
+
+def measured(config: EvaluateConfig) -> Decoding:
+    """How every round is measured."""
+    return Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
+
+
+def as_sampled(sample: SampleConfig, config: EvaluateConfig) -> Decoding:
+    """How the training samples are drawn, with an answer's length when measured."""
+    return Decoding(sample.temperature, sample.top_k, sample.top_p, config.max_new_tokens)
+
+
+def grid(sweep: BaselinesConfig, sample: SampleConfig, config: EvaluateConfig) -> list[Decoding]:
+    """The points in order: as measured, as sampled, then the grid; equal ones once."""
+    points = [measured(config), as_sampled(sample, config)]
+    points += [
+        Decoding(t, k, p, config.max_new_tokens)
+        for t, k, p in product(sweep.temperatures, sweep.top_k, sweep.top_p)
+    ]
+    return list(dict.fromkeys(points))
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What a sweep's result depends on besides how a round is measured."""
+    points = grid(config.baselines, config.sample, config.evaluate)
+    return {
+        "points": [asdict(point) for point in points],
+        "samples_per_point": config.baselines.samples_per_problem,
+    }
+
+
+def run(
+    points: Sequence[Decoding],
+    samples: int,
+    config: EvaluateConfig,
+    sandbox: SandboxConfig,
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    stop_token_ids: tuple[int, ...],
+    run_seed: int,
+    round_index: int,
+    shard_size: int,
+    out: Path,
+) -> Metrics:
+    """Measure the weights that the engine holds at every point; point i has sample indices from i N on.
+
+    Writes what `evaluation.look` does, and ``sweep.json``.
+
+    Args:
+        points: Decoding settings.
+        samples: N, completions per problem at each of them.
+    """
+    problems = evaluation.panel_problems(config, PANEL)
+    draws: list[Draw] = []
+    for index, point in enumerate(points):
+        draws += plan(
+            problems,
+            samples,
+            decoding=point,
+            renderer=renderer,
+            stop_token_ids=stop_token_ids,
+            run_seed=run_seed,
+            round_index=round_index,
+            first=index * samples,
+        )
+    found, results, _ = evaluation.look(
+        config,
+        sandbox,
+        draws,
+        engine=engine,
+        renderer=renderer,
+        round_index=round_index,
+        shard_size=shard_size,
+        out=out,
+    )
+    ran = all(row.outcome != "not_run" for row in results)
+    rows = []
+    for index, point in enumerate(points):
+        own = [row for row in results if row.sample_index // samples == index]
+        rate = evaluation.estimate(list(rates(counts(own)).values())) if ran else None
+        tokens = sum(len(row.token_ids) for row in found if row.sample_index // samples == index)
+        rows.append({**asdict(point), "pass_at_1": asdict(rate) if rate else None, "tokens": tokens})
+    write_json(out / SWEEP, {"panel": PANEL, "samples_per_problem": samples, "points": rows})
+    metrics = evaluation.look_metrics(found, results) | {"points": len(points)}
+    if (top := best(rows)) is not None:
+        metrics |= {f"best_{name}": top[name] for name in ("temperature", "top_k", "top_p")}
+        metrics["best_pass_at_1"] = top["pass_at_1"]["mean"]
+    return metrics
+
+
+def best(points: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The point with the highest pass@1, the first of equal ones; None where answers were not run.
+
+    It is the luckiest as well as perhaps the best: what it is worth is measured on other problems.
+    """
+    rated = [point for point in points if point["pass_at_1"] is not None]
+    return max(rated, key=lambda point: point["pass_at_1"]["mean"], default=None)
+
+
+def decoding_of(point: Mapping[str, Any]) -> Decoding:
+    """A point's settings."""
+    return Decoding(point["temperature"], point["top_k"], point["top_p"], point["max_new_tokens"])
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The points of a finished sweep and what they measured.
+
+    Raises:
+        BadArtifactError: the file is missing or torn.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadArtifactError(f"{folder / SWEEP} cannot be read; restore it") from None
+    return found

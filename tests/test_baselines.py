@@ -1,0 +1,125 @@
+"""What a run bought, on a real tiny run that has something to learn: rejection sampling of one digit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.runs import ssd_loop, tiny_config, tree
+
+pytestmark = pytest.mark.slow
+
+DIGITS = {"columns": {"tests": "answer"}, "checker": "exact"}
+SWEEP = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]}
+
+
+def configured(folder: Path, model: Path) -> None:
+    """Every answer is 7, of prompts and panels alike; what does not say so is not trained on."""
+    for name, count in (("train", 30), ("heldout", 40), ("report", 30)):
+        rows = [{"prompt": f"Say the number of {name} {n}.", "answer": "7"} for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = {name: {"source": f"{name}.jsonl", **DIGITS} for name in ("heldout", "report")}
+    tiny_config(
+        folder,
+        model,
+        "transformers",
+        prompts={"source": "train.jsonl", "limit": 30, **DIGITS},
+        sample={"samples_per_prompt": 64, "top_k": 0, "top_p": 1.0, "max_new_tokens": 4, "shard_size": 256},
+        filter={"filters": ["fails_tests"]},
+        train={"learning_rate": 0.01, "probe_margin": 10.0, "epochs": 8},
+        evaluate={"panels": ["heldout"], "sources": panels, "limit": 40, "samples_per_problem": 4, "max_new_tokens": 4},
+        baselines=SWEEP,
+        rounds=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learned")
+    configured(folder, tiny.build("llama", tmp_path_factory.mktemp("model")))
+    done = ssd_loop("--config", "tiny.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def state(folder: Path) -> dict[str, Any]:
+    shown = ssd_loop("status", "tiny", "--json", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+def test_only_what_passed_is_trained_on(learned: Path) -> None:
+    manifest = json.loads((learned / "rounds/tiny/round_001/filter/manifest.json").read_text())
+    metrics = manifest["metrics"]
+    assert metrics["kept"] + metrics["dropped_fails_tests"] == 1920
+    assert 0 < metrics["kept"] < 192
+
+
+def test_the_best_round_is_compared_with_the_base_at_its_best(learned: Path) -> None:
+    found = state(learned)
+    best = int(found["best"].removeprefix("round_"))
+    assert best > 0
+    assert found["gains"]["verdict"].startswith("gain on heldout")
+    final = found["final"]
+    assert (final["panel"], final["problems"], final["round"]) == ("report", 30, best)
+    assert set(final["base"]) == {"as measured", "as sampled", "best decoding", "resampled", "revised"}
+    assert set(final["trained"]) == {"as measured", "as sampled", "best decoding"}
+    against = final["compared"]["best decoding"]
+    assert 0.0 < against["low"] < against["mean"] < against["high"]
+    for stage in ("sweep", "final"):
+        assert found["rounds"][0]["stages"][stage]["state"] == "finished"
+        assert found["rounds"][best]["stages"][stage]["state"] == "finished"
+        assert found["rounds"][best]["stages"][stage]["metrics"]["tokens"] > 0
+
+
+def test_status_shows_it_in_words_and_tables(learned: Path) -> None:
+    shown = ssd_loop("status", "tiny", cwd=learned).stdout
+    assert "that nothing was tuned on" in shown
+    assert "against base, best decoding: +" in shown
+    assert "Where the gain is" in shown
+
+
+def test_a_lost_final_comes_back_with_the_same_bytes_and_the_run_is_sound(learned: Path) -> None:
+    before = tree(learned)
+    shutil.rmtree(learned / "rounds/tiny/round_000/final")
+    assert ssd_loop("--config", "tiny.yaml", cwd=learned).returncode == 0
+    assert tree(learned) == before
+    checked = ssd_loop("verify", "tiny", cwd=learned)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_sweep_of_one_model(learned: Path) -> None:
+    model = learned / "checkpoints/tiny/best/merged"
+    file = learned / "heldout.jsonl"
+    given = [f"--evaluate.sources={json.dumps({'heldout': {'source': str(file), **DIGITS}})}"]
+    given += [
+        "--evaluate.panels",
+        '["heldout"]',
+        "--evaluate.max_new_tokens",
+        "8",
+        "--engine.name",
+        "transformers",
+    ]
+    given += ["--baselines.temperatures", "[0.5]", "--baselines.top_p", "[1.0]", "--baselines.top_k", "[0]"]
+    shown = ssd_loop("evaluate", model, "--sweep", *given, cwd=learned)
+    assert shown.returncode == 0, shown.stderr
+    assert "heldout pass@1 by decoding settings" in shown.stdout
+    found = json.loads(ssd_loop("evaluate", model, "--sweep", "--json", *given, cwd=learned).stdout)
+    assert len(found["points"]) == 3  # as measured, as sampled, and the one that was asked for
+    assert all(row["pass_at_1"]["mean"] > 0.2 for row in found["points"])
+
+
+def test_prompts_without_tests_cannot_be_rejected(learned: Path, tmp_path: Path) -> None:
+    shutil.copytree(learned, tmp_path / "run", ignore=shutil.ignore_patterns("rounds", "checkpoints"))
+    refused = ssd_loop(
+        "--config", "tiny.yaml", "--run", "other", "--prompts.checker", "none", cwd=tmp_path / "run"
+    )
+    assert refused.returncode == 2
+    assert "fails_tests" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "run/rounds").exists()
