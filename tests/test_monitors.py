@@ -94,8 +94,8 @@ def wrong_alike(p: dict[str, Array]) -> float | None:
 
 
 def unseen_of_3(p: dict[str, Array]) -> float | None:
-    """Chance that a sample's program is not among 3 others, over every ordered way to take them."""
-    programs = p["shape"][p["shape"] >= 0].tolist()
+    """Chance that a right program is not among 3 others, over every way to take them."""
+    programs = p["shape"][(p["shape"] >= 0) & p["passed"]].tolist()
     found = []
     for i, program in enumerate(programs):
         others = programs[:i] + programs[i + 1 :]
@@ -317,9 +317,37 @@ def test_novelty_by_hand() -> None:
 
     current = with_shapes([[0, 0, 1, 5], [2, -1, -1, 3], [-1, -1, -1, -1], [4, 4, 4, 4]])
     archive = with_shapes([[0, 7, 7], [2, 3, 9], [0, 1, 2], [-1, -1, -1]])
-    assert fractions(recycling.novelty(current, archive)) == [0.5, 0.0, None, 1.0]
+    whole = recycling.right_ones(archive)
+    assert whole.tolist() == [3, 3, 3, 0]
+    assert fractions(recycling.novelty(current, archive, whole)) == [0.5, 0.0, None, None]
     stacked = [draws.over(lambda array: np.stack([array, array[::-1]])) for draws in (current, archive)]
-    assert recycling.novelty(*stacked).num.tolist() == [[2.0, 0.0, 0.0, 4.0], [4.0, 0.0, 0.0, 2.0]]
+    both = recycling.novelty(*stacked, np.stack([whole, whole[::-1]]))
+    assert both.num.tolist() == [[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]
+    # Of two archived ones drawn at random: program 0 is missed by one pair of three, 1 and 5 by all.
+    some = recycling.novelty(current, archive, np.array([2, 0, 2, 0]))
+    assert fractions(some)[0] == pytest.approx((1 / 3 + 1 / 3 + 1 + 1) / 4)
+    assert fractions(some)[1] is None
+
+
+def test_wrong_answers_are_not_recycled() -> None:
+    """The wrong ones repeat the archive to the letter, the right ones never."""
+    shape = np.array([[0, 1, 2, 3]])
+    passed = np.array([[True, False, True, False]])
+    old = Draws(passed, np.array([[7, 1, 8, 3]]), shape, passed, shape * 1.0)
+    now = Draws(passed, shape, shape, passed, shape * 1.0)
+    assert fractions(recycling.novelty(now, old, recycling.right_ones(old))) == [1.0]
+
+
+def test_no_more_is_compared_than_round_0_can_tell_of() -> None:
+    shape = np.zeros((3, 4), int)
+    base, archive = (
+        Draws(np.array(rows) > 0, shape, shape, shape >= 0, shape * 1.0)
+        for rows in (
+            [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]],
+            [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]],
+        )
+    )
+    assert recycling.comparable(base, archive).tolist() == [2, 1, 0]
 
 
 def novelty_error(parses: float) -> float:
@@ -327,8 +355,9 @@ def novelty_error(parses: float) -> float:
     rng = np.random.default_rng(11)
     law = Law(np.full(3000, 0.2), kinds=(0.4, 0.3, 0.2, 0.1), parses=parses)
     before, now, archive = law.draw(32, rng), law.draw(8, rng), law.draw(24, rng)
-    expected = recycling.expected_novelty(before, (archive.shape >= 0).sum(axis=-1))
-    found = contrast(recycling.novelty(now, archive), expected, "paired", -1)
+    archived = recycling.comparable(before, archive)
+    expected = recycling.expected_novelty(before, archived)
+    found = contrast(recycling.novelty(now, archive, archived), expected, "paired", -1)
     assert found.units > 500
     return float(found.worsening / found.se)
 

@@ -284,8 +284,9 @@ def _on_rounds(
     }
     if archive is not None:
         before = base.heldout.draws if at is None else base.heldout.draws.over(lambda a: a[at])
-        expected = recycling.expected_novelty(before, (archive.shape >= 0).sum(axis=-1))
-        found["recycling"] = contrast(recycling.novelty(heldout, archive), expected, "paired", -1)
+        archived = recycling.comparable(before, archive)
+        expected = recycling.expected_novelty(before, archived)
+        found["recycling"] = contrast(recycling.novelty(heldout, archive, archived), expected, "paired", -1)
     return found
 
 

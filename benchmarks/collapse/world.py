@@ -441,13 +441,23 @@ def judgement(world: World, state: State) -> Floats:
 
 
 def novelty(world: World, now: State, archive: Sequence[State], n: int = SAMPLES) -> Floats:
-    """(...) exact chance that a sample's AST class is in none of the archive's rounds of n samples."""
-    classes = RIGHT_CLASSES + WRONG_CLASSES + 2
-    unseen = _by_class(world, now.law, classes)
+    """(..., 150) exact chance that a right answer's class is in none of the archive's rounds of n samples."""
+    unseen = _by_class(world, now.law, RIGHT_CLASSES)
     total = unseen.sum(axis=-1)
     for state in archive:
-        unseen = unseen * (1.0 - _by_class(world, state.law, classes)) ** n
-    return (unseen.sum(axis=-1) / total).mean(axis=-1)
+        unseen = unseen * (1.0 - _by_class(world, state.law, RIGHT_CLASSES)) ** n
+    return unseen.sum(axis=-1) / np.maximum(total, 1e-12)
+
+
+def expected_novelty(world: World, base: State, archive: Sequence[State], n: int = SAMPLES) -> Floats:
+    """(..., 150) the same if right answers followed the base's law and were as many as the archive's are."""
+    right = _by_class(world, base.law, RIGHT_CLASSES)
+    law = right / right.sum(axis=-1, keepdims=True)
+    unseen = law
+    for state in archive:
+        rate = _by_class(world, state.law, RIGHT_CLASSES).sum(axis=-1)[..., None]
+        unseen = unseen * (1.0 - rate * law) ** n
+    return unseen.sum(axis=-1)
 
 
 def truths(
@@ -510,5 +520,6 @@ def _recycled(world: World, history: Sequence[State]) -> Floats:
     archive = history[max(1, len(history) - 4) : -1]
     if not archive:
         return np.zeros(history[-1].law.shape[:-2])
-    base = history[0]
-    return novelty(world, base, [base] * len(archive)) - novelty(world, history[-1], archive)
+    told = pass_rate(world, history[0]) >= 0.1  # some right ones among 16 samples
+    lost = expected_novelty(world, history[0], archive) - novelty(world, history[-1], archive)
+    return lost[..., told].mean(axis=-1)

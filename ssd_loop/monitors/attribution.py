@@ -65,10 +65,10 @@ def signature(alarms: set[str], moved: set[str]) -> str:
         return "self-reinforcing error"
     if moved & {"fork_loss", "dead_share"}:
         return "sharpening"
-    if "recycling" in moved:
-        return "recycling"
     if "richness" in moved:
         return "template"
+    if "recycling" in moved:  # alone: whoever writes one pattern repeats it over rounds as well
+        return "recycling"
     if alarms & {"truncated_share", "unparsable_share", "loops_share", "length"}:
         return "runaway"
     if moved & {"hard_tier_pass_at_1", "heldout_coverage"} and "heldout_pass_at_1" not in moved:

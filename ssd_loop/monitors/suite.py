@@ -124,8 +124,9 @@ def on_rounds(baseline: Draws, current: Draws, archive: Draws | None) -> dict[Mo
         "self_judgement": contrast(judgement.measure(current), judgement.measure(baseline), "ratio", -1)
     }
     if archive is not None:
-        expected = recycling.expected_novelty(baseline, (archive.shape >= 0).sum(axis=-1))
-        found["recycling"] = contrast(recycling.novelty(current, archive), expected, "paired", -1)
+        archived = recycling.comparable(baseline, archive)
+        expected = recycling.expected_novelty(baseline, archived)
+        found["recycling"] = contrast(recycling.novelty(current, archive, archived), expected, "paired", -1)
     return found
 
 
