@@ -218,6 +218,8 @@ def _check_same(
     if origin is not None and not origin.is_in(place.root, place.run):
         checkpoints.check_origin(about, origin, place.run)
     changed = differences(about["config"], config.model_dump(mode="json"))
+    # Baselines decide nothing and may be turned on or off later; a finished one guards itself.
+    changed = [line for line in changed if not line.startswith("baselines.")]
     if not changed:  # else a setting explains why the tasks are others
         known = about.get("data", {})
         changed = [f"{name}: other tasks" for name in known if data.get(name) != known[name]]
