@@ -24,7 +24,8 @@ def right_ones(draws: Draws) -> Ints:
 
 def comparable(baseline: Draws, archive: Draws) -> Ints:
     """(..., n) how many archived right answers a right one is compared with: as many as both can tell of."""
-    return np.maximum(np.minimum(right_ones(archive), right_ones(baseline) - 1), 0)
+    least: Ints = np.minimum(right_ones(archive), right_ones(baseline) - 1)
+    return np.maximum(least, 0)
 
 
 def novelty(current: Draws, archive: Draws, archived: Ints) -> Values:
