@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssd_loop import evaluation, finals, progress, store, sweeping, weights
+from ssd_loop import evaluation, exporting, finals, progress, store, sweeping, weights
 from ssd_loop.finals import Arm
 from ssd_loop.measuring import evaluation_settings, sweep_work
 from ssd_loop.prompts import content_input
@@ -30,6 +30,7 @@ def conclude(run: Run) -> None:
     assert baseline is not None  # no round is the best without it
     for model in (weights.base_model(run), weights.handed_over(run, best, baseline)):
         final(run, model, sweep(run, model))
+    exporting.write_card(run.place, best)
 
 
 def sweep(run: Run, model: Model) -> Finished:

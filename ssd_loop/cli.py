@@ -55,6 +55,18 @@ was decided. Writes nothing. For example, half the tolerated loss and a tighter 
 Samples are not drawn again: a second look that the run did not take cannot be taken here.
 """
 
+PLAN_DESCRIPTION = """\
+Predict a run from a short calibration on this machine: a little of every stage is done for real in a
+temporary folder, a minute or a few. Starts no run and keeps nothing. Second looks are not in it.
+"""
+
+LAWS_DESCRIPTION = """\
+Both models' next-token laws along the human-written reference texts, whole vocabulary: mass by rank, tokens
+that survive truncation and entropy after it against temperature, and the same within bins of equal mass of
+the first model's 20 likeliest tokens (arXiv 2604.01193, figure 6). A minute or two for a 135M model on a CPU.
+  laws smollm2-135m-instruct checkpoints/default/best/merged
+"""
+
 DOCTOR_DESCRIPTION = """\
 Check a model and this machine with the settings of a run, before anything is spent: one line per check,
 pass, warn or fail with what to do. Exits with 1 if a check fails. With a MODEL named it also draws some
@@ -103,7 +115,10 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     parser, sources = _parser()
-    commands = ("run", "status", "decide", "evaluate", "verify", "export", "doctor", "sandbox")
+    commands = (
+        *("run", "plan", "status", "report", "decide", "evaluate", "laws"),
+        *("verify", "export", "doctor", "sandbox"),
+    )
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_FLAGS):
         arguments = ["run", *arguments]
     elif arguments[0] not in commands and not arguments[0].startswith("-"):
@@ -175,6 +190,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     status.add_argument("run", nargs="?", metavar="RUN", help="name of the run; default: the only one")
     status.add_argument("--json", action="store_true", help="print JSON for scripts")
 
+    plan = command(
+        "plan",
+        "tokens, time, memory, disk and money that a run will need, from a short calibration",
+        _plan,
+        description=PLAN_DESCRIPTION,
+        usage=f"{PROGRAM} plan [--config FILE] [--rounds N] [--json] [--SECTION.SETTING VALUE]...",
+    )
+    plan.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    plan.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+    report = command("report", "one HTML file that shows what a run did and what it bought", _report)
+    report.add_argument("run", metavar="RUN", help="name of the run")
+    report.add_argument("--compare", metavar="RUN2", help="put another run of the same base beside it")
+
     decide = command(
         "decide",
         "the decision rule over a finished run again, with other margins or error rate",
@@ -199,6 +228,24 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     )
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep samples and results here")
     evaluate.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+    laws = command(
+        "laws",
+        "forks and locks of two models: the paper's four panels on human-written text",
+        _laws,
+        description=LAWS_DESCRIPTION,
+        usage=f"{PROGRAM} laws MODEL OTHER [--json] [--top-k N] [--top-p MASS] [--reference-tokens N]",
+    )
+    laws.add_argument("target", metavar="MODEL", help="model folder, Hub id or packaged name")
+    laws.add_argument(
+        "other", metavar="OTHER", help="the model to hold against it, such as a round's merged/"
+    )
+    laws.add_argument("--top-k", type=int, default=20, metavar="N", help="of evaluation, 0 = off (P: 20)")
+    laws.add_argument("--top-p", type=float, default=0.8, metavar="MASS", help="of evaluation (P: 0.8)")
+    laws.add_argument(
+        "--reference-tokens", type=int, default=256, metavar="N", help="tokens of each text (256)"
+    )
+    laws.add_argument("--json", action="store_true", help="print JSON for scripts")
 
     verify = command("verify", "hash every file of a run again, name what is damaged or foreign", _verify)
     verify.add_argument("run", metavar="RUN", help="name of the run")
@@ -230,6 +277,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
 
     sources = {
         "run": _settings(RunConfig, run),
+        "plan": _settings(RunConfig, plan),
         "decide": _settings(DecideOptions, decide),
         "evaluate": _settings(EvaluateOptions, evaluate),
         "doctor": _settings(RunConfig, doctor),
@@ -283,6 +331,33 @@ def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop import planning
+    from ssd_loop.report.status import console
+
+    config = load(options.config, flags)
+    found = planning.predict(config, price_per_device_hour=config.track.price_per_device_hour)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        planning.show(found, console())
+    return 0
+
+
+def _report(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop.report import compare, page
+
+    here = Path()
+    if options.compare is None:
+        written = page.write(here, options.run)
+        for line in page.summary(here, options.run):
+            print(line)
+    else:
+        written = compare.write_comparison(here, options.run, options.compare)
+    print(written)
+    return 0
+
+
 def _decide(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import deciding
     from ssd_loop.report.status import console
@@ -307,6 +382,25 @@ def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     if options.sweep and not config.baselines.temperatures:
         raise ConfigError("--sweep has no grid: baselines.temperatures is empty; name some")
     evaluate_model(config, sweep=options.sweep, out=options.out, as_json=options.json)
+    return 0
+
+
+def _laws(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop.report import law_panels
+    from ssd_loop.report.status import console
+
+    found = law_panels.compare(
+        options.target,
+        options.other,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        reference_tokens=options.reference_tokens,
+        device="auto",
+    )
+    if options.json:
+        print(json.dumps(found))
+    else:
+        law_panels.show(found, console())
     return 0
 
 

@@ -170,7 +170,7 @@ def fit(
     folder = weights.ready(run, begun)
     run.bench.release()
     steps = training.step_count(config, len(rows) + len(human))
-    with progress.task("train", steps, "steps") as task:
+    with run.bench.training(rows + human, config.epochs, steps) as task:
         metrics: Metrics = training.train(
             config,
             model_dir=folder,

@@ -95,9 +95,12 @@ def read_sealed(path: Path, way_on: str) -> tuple[dict[str, Any], str]:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line to a log; a torn last line is the reader's to skip."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
+    """Append one line to a log; a torn line is the reader's to skip, and takes no other line with it."""
+    with path.open("ab+") as file:
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+        is_torn = size > 0 and file.read(1) != b"\n"
+        file.write((b"\n" if is_torn else b"") + json.dumps(row, sort_keys=True).encode() + b"\n")
 
 
 def point_link(link: Path, target_name: str) -> None:

@@ -12,7 +12,11 @@ from ssd_loop import checkpoints, composition, durable, evaluation, lora, mergin
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config_file import differences, load
 from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.gains import Difference, points
 from ssd_loop.lora import Term
+from ssd_loop.monitors.decision import read_decision
+from ssd_loop.place import Place
+from ssd_loop.report import facts
 from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS
 from ssd_loop.weights import Terms, checked_terms
 
@@ -48,6 +52,18 @@ def export_merged(origin: Origin, out: Path, base_name: str | None) -> None:
                         f"version; fork {origin.name} under a new --run to use weights built here"
                     )
         (folder / CARD).write_text(card(origin, adapter=False), encoding="utf-8")
+
+
+def write_card(place: Place, n: int) -> None:
+    """Put a model card beside a round's merged weights, if they are there; the same facts, the same bytes.
+
+    No manifest names it: what is known of a round grows after its merge.
+    """
+    folder = place.stage(n, "merge")
+    if not n or store.finished(folder) is None:
+        return
+    text = card(Origin(place, n, composition.read(place.checkpoint(n))), adapter=False)
+    durable.write_bytes(folder / CARD, text.encode())
 
 
 def export_adapter(origin: Origin, out: Path) -> None:
@@ -111,11 +127,16 @@ def card(origin: Origin, *, adapter: bool) -> str:
         "tags": ["simple-self-distillation", "ssd_loop"],
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
-    lines += [f"# {named} after {n} rounds of simple self-distillation", ""]
+    rounds = f"{n} round" if n == 1 else f"{n} rounds in a row"
+    judge = (
+        "its prompts' tests as the only judge"
+        if "fails_tests" in config.filter.filters
+        else ("without a teacher, a verifier or a reward")
+    )
+    lines += [f"# {named} after {rounds.removesuffix(' in a row')} of simple self-distillation", ""]
     lines += [
-        f"This {what} is {base.title} fine-tuned on its own samples, without a teacher, a verifier or a "
-        f"reward ([arXiv 2604.01193](https://arxiv.org/abs/2604.01193)), for {n} rounds in a row. Made with "
-        "`ssd_loop`.",
+        f"This {what} is {base.title} fine-tuned on its own samples, {judge} "
+        f"([arXiv 2604.01193](https://arxiv.org/abs/2604.01193)), for {rounds}. Made with `ssd_loop`.",
         "",
         "## How it was made",
         "",
@@ -134,6 +155,7 @@ def card(origin: Origin, *, adapter: bool) -> str:
         "",
         *_adapter_table(origin),
         *_results(origin),
+        *_bought(origin),
         "## Loading",
         "",
         "```python",
@@ -188,6 +210,25 @@ def _results(origin: Origin) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _bought(origin: Origin) -> list[str]:
+    """Where the gain is, what is left of it against the base's best decoding, and what the monitors said."""
+    place, n = origin.place, origin.round
+    lines = []
+    if gained := facts.gains_of(place, n):
+        lines.append(f"- against round 0, paired by problem, 95 % intervals: {gained['verdict']}")
+    if final := facts.final_of(place, n):
+        for rival, difference in final["compared"].items():
+            against = rival if rival.endswith("both") else f"base {rival}"
+            lines.append(
+                f"- on {final['panel']}, which nothing was tuned on, against {against}: "
+                f"{points(Difference(**difference))} points of pass@1"
+            )
+    if done := store.finished(place.stage(n, "monitor")):
+        decision = read_decision(store.checked(done))
+        lines.append(f"- monitors: {decision.verdict}; {decision.reason}")
+    return ["## What it bought", "", *lines, ""] if lines else []
 
 
 def _cell(report: dict[str, Any], name: str) -> str:

@@ -67,10 +67,8 @@ def step(
     """One stage of one round: skipped if finished, else run, timed and tracked."""
 
     def announced(out: Path) -> Metrics:
-        with timed(run, n, stage) as cost:
-            metrics = work(out)
-            cost.tokens = costs.tokens_of(metrics)
-        return metrics
+        with timed(run, n, stage):
+            return work(out)
 
     done = store.step(
         run.place.stage(n, stage),
@@ -86,12 +84,12 @@ def step(
 
 
 @contextmanager
-def timed(run: Run, n: int, stage: str) -> Iterator[costs.Cost]:
-    """Announce some work, log when it begins and ends, and what it cost."""
+def timed(run: Run, n: int, stage: str) -> Iterator[None]:
+    """Announce some work, log when it begins and ends, and what it costs."""
     progress.say(f"round {n} {stage}")
     log_event(run, n, stage, "started")
-    with costs.timed(run.place.folder, n, stage) as cost:
-        yield cost
+    with costs.timed(run.place.folder, n, stage, run.bench.meter, run.bench.size):
+        yield
     log_event(run, n, stage, "finished")
 
 

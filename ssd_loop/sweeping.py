@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssd_loop import evaluation
-from ssd_loop.config import EvaluateConfig, RunConfig, SampleConfig, SandboxConfig, BaselinesConfig
+from ssd_loop.config import BaselinesConfig, EvaluateConfig, RunConfig, SampleConfig, SandboxConfig
 from ssd_loop.durable import write_json
 from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError

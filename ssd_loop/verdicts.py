@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssd_loop import durable, evaluation, measuring, monitoring, progress, store, weights
+from ssd_loop import durable, evaluation, exporting, measuring, monitoring, progress, store, weights
 from ssd_loop.errors import ConfigError
 from ssd_loop.monitors import rule
 from ssd_loop.monitors.decision import Decision, read_decision
@@ -88,6 +88,7 @@ def discard(run: Run, n: int, adapter: Finished, history: Sequence[Finished]) ->
 def _settled(run: Run, done: Finished, baseline: Finished) -> Decision:
     """The decision of a finished monitor stage; `best` points at its best round, old weights are pruned."""
     decision = read_decision(store.checked(done))
+    exporting.write_card(run.place, decision.round)
     if run.place.stage(decision.round + 1, "sample").exists():  # not the last decision, but gone over again
         return decision
     best = decision.best_round

@@ -11,6 +11,7 @@ from typing import Any
 from ssd_loop import composition, durable, progress, store
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
+from ssd_loop.exporting import CARD
 from ssd_loop.merging import WEIGHT_FILES
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import BEST, CONTINUED, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, round_name, round_of
@@ -146,7 +147,7 @@ def _folder(path: Path, n: int, stage: str, found: Findings, task: progress.Task
         found.damaged.append((path / name, reason))
     if absent and (stage != "merge" or not all(Path(name).match(WEIGHT_FILES) for name in absent)):
         found.damaged.append((path / store.PRUNED, "names files that are never pruned"))
-    known = {*done.manifest.outputs, store.MANIFEST, store.PRUNED}
+    known = {*done.manifest.outputs, store.MANIFEST, store.PRUNED, *([CARD] if stage == "merge" else [])}
     for file in sorted(path.rglob("*")):
         task.advance()
         if file.name.endswith(UNFINISHED):

@@ -32,7 +32,13 @@ def configured(folder: Path, model: Path) -> None:
         sample={"samples_per_prompt": 64, "top_k": 0, "top_p": 1.0, "max_new_tokens": 4, "shard_size": 256},
         filter={"filters": ["fails_tests"]},
         train={"learning_rate": 0.01, "probe_margin": 10.0, "epochs": 8},
-        evaluate={"panels": ["heldout"], "sources": panels, "limit": 40, "samples_per_problem": 4, "max_new_tokens": 4},
+        evaluate={
+            "panels": ["heldout"],
+            "sources": panels,
+            "limit": 40,
+            "samples_per_problem": 4,
+            "max_new_tokens": 4,
+        },
         baselines=SWEEP,
         rounds=2,
     )
@@ -83,6 +89,16 @@ def test_status_shows_it_in_words_and_tables(learned: Path) -> None:
     assert "that nothing was tuned on" in shown
     assert "against base, best decoding: +" in shown
     assert "Where the gain is" in shown
+
+
+def test_the_card_beside_the_weights_says_what_they_bought(learned: Path) -> None:
+    card = (learned / "checkpoints/tiny/best/merged/README.md").read_text()
+    assert "## What it bought" in card
+    assert "- on report, which nothing was tuned on, against base best decoding: +" in card
+    assert "- monitors: continue; " in card
+    assert "its prompts' tests as the only judge" in card  # not "without a verifier"
+    first = (learned / "checkpoints/tiny/round_001/merged/README.md").read_text()
+    assert "after 1 round of simple" in first
 
 
 def test_a_lost_final_comes_back_with_the_same_bytes_and_the_run_is_sound(learned: Path) -> None:

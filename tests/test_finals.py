@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ssd_loop import finals, sweeping
-from ssd_loop.config import EvaluateConfig, RunConfig, SandboxConfig, BaselinesConfig
+from ssd_loop.config import BaselinesConfig, EvaluateConfig, RunConfig, SandboxConfig
 from ssd_loop.engines import Completion, Request
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.evaluation import panel_problems

@@ -176,7 +176,7 @@ def test_costs_add_up_over_attempts_and_a_torn_line_is_skipped(tmp_path: Path) -
     with costs.timed(tmp_path, 1, "train"):
         pass
     rows = [json.loads(line) for line in (tmp_path / costs.COSTS).read_text().splitlines()]
-    assert [row["finished"] for row in rows] == [False, True]
+    assert [row["finished"] for row in rows if "finished" in row] == [False, True]
     with (tmp_path / costs.COSTS).open("a") as file:
         file.write('{"round": 1, "sta')
     found = costs.read(tmp_path)
