@@ -193,6 +193,7 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     try:
         stop = controller.run_rounds(run)
         baselines.conclude(run)
+        reported(run)
         finished = True
     finally:
         run.bench.close()
@@ -204,6 +205,14 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
         return STOPPED
     progress.say(f"run {run.place.run} has finished its {run.config.rounds} rounds")
     return FINISHED
+
+
+def reported(run: Run) -> None:
+    """Write the run's report; it is read by people alone and can be made again at any time."""
+    from ssd_loop.report import page
+
+    path = page.write(run.place.root, run.place.run)
+    progress.say(f"report: {path}")
 
 
 def _check_same(

@@ -14,12 +14,23 @@ from ssd_loop.errors import BadArtifactError
 from ssd_loop.exporting import CARD
 from ssd_loop.merging import WEIGHT_FILES
 from ssd_loop.monitors.decision import read_decision
-from ssd_loop.place import BEST, CONTINUED, ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, round_name, round_of
+from ssd_loop.place import (
+    BEST,
+    CONTINUED,
+    ONLY_WHERE_ASKED,
+    ROUNDS,
+    RUN_FILE,
+    STAGES,
+    Place,
+    round_name,
+    round_of,
+)
 from ssd_loop.store import Finished
 from ssd_loop.training import WEIGHTS
 
 # What lies beside the rounds: checked here, or logs that nothing depends on.
 BESIDE_ROUNDS = {RUN_FILE, CONTINUED, store.LOCK, "events.jsonl", "costs.jsonl", "report.html", "wandb"}
+COMPARISONS = "compare-*.html"  # of `report RUN --compare OTHER`
 ALTERED = "was altered"
 UNFINISHED = (".partial", ".tmp")  # work under way or cut short; nothing reads it as finished
 
@@ -100,7 +111,7 @@ def _rounds(top: Path, beside: set[str], found: Findings) -> Iterator[Path]:
             yield path
         elif path.name.endswith(UNFINISHED):
             found.unfinished.append(path)
-        elif path.name not in beside:
+        elif path.name not in beside and not (top.parent.name == ROUNDS and path.match(COMPARISONS)):
             found.damaged.append((path, "is no part of a run"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 # Files whose bytes may differ between an unbroken and a resumed run (docs: one run on disk).
-MAY_DIFFER = {"run.json", "events.jsonl", "costs.jsonl", "report.html", ".lock"}
+MAY_DIFFER = {"run.json", "events.jsonl", "costs.jsonl", ".lock"}
 
 
 def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:
@@ -62,6 +62,11 @@ def tree(root: Path) -> dict[str, str]:
             name = path.relative_to(root).as_posix()
             if path.is_symlink():
                 found[name] = f"-> {os.readlink(path)}"
-            elif path.is_file() and path.name not in MAY_DIFFER and "/wandb/" not in name:
+            elif (
+                path.is_file()
+                and path.suffix != ".html"
+                and path.name not in MAY_DIFFER
+                and "/wandb/" not in name
+            ):
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
