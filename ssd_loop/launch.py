@@ -193,7 +193,9 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     try:
         stop = controller.run_rounds(run)
         baselines.conclude(run)
-        reported(run)
+        if stop is not None:
+            run.tracker.stopped(stop)
+        run.tracker.report(reported(run))
         finished = True
     finally:
         run.bench.close()
@@ -207,12 +209,13 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     return FINISHED
 
 
-def reported(run: Run) -> None:
+def reported(run: Run) -> Path:
     """Write the run's report; it is read by people alone and can be made again at any time."""
     from ssd_loop.report import page
 
     path = page.write(run.place.root, run.place.run)
     progress.say(f"report: {path}")
+    return path
 
 
 def _check_same(

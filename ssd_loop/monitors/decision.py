@@ -62,7 +62,7 @@ def read_decision(folder: Path) -> Decision:
 
 
 def summary(decision: Decision) -> Metrics:
-    """The numbers of a decision that tables and W&B show; monitors that could not be read are left out."""
+    """The numbers of a decision that tables show; monitors that could not be read are left out."""
     shown: Metrics = {
         "verdict": decision.verdict,
         "kind": decision.kind,
