@@ -87,10 +87,16 @@ def auc(p: dict[str, Array]) -> float | None:
     return float(np.mean(pairs)) if pairs else None
 
 
-def wrong_alike(p: dict[str, Array]) -> float | None:
+def among_wrong(p: dict[str, Array]) -> float | None:
     return mean_over_choices(
         p["behaviour"][~p["passed"] & (p["behaviour"] >= 0)], 2, lambda ab: ab[0] == ab[1]
     )
+
+
+def wrong_alike(p: dict[str, Array]) -> float | None:
+    wrong = ~p["passed"] & (p["behaviour"] >= 0)
+    answers = list(zip(wrong.tolist(), p["behaviour"].tolist(), strict=True))
+    return mean_over_choices(answers, 2, lambda ab: ab[0] == ab[1] and ab[0][0])
 
 
 def unseen_of_3(p: dict[str, Array]) -> float | None:
@@ -118,7 +124,8 @@ BY_HAND: dict[str, tuple[Measure, Callable[[dict[str, Array]], float | None]]] =
         lambda d: richness.measure(d, 2, right_only=False),
         lambda p: mean_over_choices(p["shape"][p["shape"] >= 0], 2, lambda some: len(set(some))),
     ),
-    "wrong agreement": (agreement.measure, wrong_alike),
+    "wrong alike": (agreement.wrong_alike, wrong_alike),
+    "alike among wrong": (agreement.among_wrong, among_wrong),
     "self-judgement": (judgement.measure, auc),
     "precision": (
         audit.precision,
@@ -184,7 +191,8 @@ def test_measures_that_need_more_samples_than_there_are_say_nothing() -> None:
         richness.measure(draws, 4),
         recycling.expected_novelty(draws, np.full(5, 3)),
         judgement.measure(draws.part(0, 1)),
-        agreement.measure(draws.part(0, 1)),
+        agreement.wrong_alike(draws.part(0, 1)),
+        agreement.among_wrong(draws.part(0, 1)),
     ):
         assert not values.den.any()
         assert np.isfinite(values.num).all()
@@ -305,6 +313,17 @@ def test_lost_coverage_by_hand() -> None:
     now = with_rates([0.0, 0.0, 0.0, 0.25, 1.0, 0.0], 4)
     assert breadth.lost_coverage(before, now) == pytest.approx(2 / 4)
     assert breadth.lost_coverage(with_rates([0.0, 0.25], 4), with_rates([1.0, 1.0], 4)) is None
+
+
+def test_unlearning_all_mistakes_but_one_is_no_entrenchment() -> None:
+    """Of 8 answers 4, 2 and 2 are wrong in three ways; then the last two ways are right answers."""
+    ways = np.array([[0, 0, 0, 0, 1, 1, 2, 2]])
+    before, after = (
+        Draws(passed, ways, ways, passed, ways * 1.0) for passed in (np.zeros((1, 8), bool), ways > 0)
+    )
+    assert fractions(agreement.wrong_alike(after)) == [12 / 56]
+    assert fractions(agreement.wrong_alike(before)) == [16 / 56]
+    assert fractions(agreement.among_wrong(after)) == [1.0]
 
 
 # Recycling.

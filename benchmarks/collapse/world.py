@@ -417,13 +417,12 @@ def _by_class(world: World, law: Floats, classes: int) -> Floats:
 
 
 def agreement(world: World, law: Floats) -> Floats:
-    """(..., 150) exact chance that two wrong answers that ran behave alike."""
+    """(..., 150) exact chance that two answers are wrong alike."""
     behaviour = world.behaviour[:HELDOUT]
-    squares, total = np.zeros(law.shape[:-1]), np.zeros(law.shape[:-1])
+    squares = np.zeros(law.shape[:-1])
     for kind in range(1, BEHAVIOURS + 2):
-        mass = (law * (behaviour == kind)).sum(axis=-1)
-        squares, total = squares + mass**2, total + mass
-    return squares / np.maximum(total**2, 1e-300)
+        squares = squares + (law * (behaviour == kind)).sum(axis=-1) ** 2
+    return squares
 
 
 def judgement(world: World, state: State) -> Floats:
@@ -465,8 +464,8 @@ def truths(
 ) -> dict[str, Floats]:
     """True worsening of every monitored quantity after the last round of `history`, (...) each.
 
-    Richness and agreement are taken over the problems that samples can tell them of: with 4 right ones of
-    16 (pass@1 of .3 or more at round 0), and with two wrong ones (below .95). Breadth is taken over the
+    Richness is taken over the problems that samples can tell it of, with 4 right ones of 16 (pass@1 of .3 or
+    more at round 0). Breadth is taken over the
     third of the problems that is hard by construction.
 
     Args:
@@ -486,8 +485,7 @@ def truths(
         "gate_precision": lambda: _precision(world, base) - _precision(world, now),
         "ood_pass_at_1": lambda: ((base.ood - now.ood) * world.right).sum(axis=-1).mean(axis=-1),
         "richness": lambda: _loss(richness(world, base.law), richness(world, now.law), before >= 0.3),
-        "wrong_agreement": lambda: (agreement(world, now.law) - agreement(world, base.law))[
-            ..., before < 0.95].mean(axis=-1),
+        "wrong_agreement": lambda: (agreement(world, now.law) - agreement(world, base.law)).mean(axis=-1),
         "self_judgement": lambda: judgement(world, base) - judgement(world, now),
         "recycling": lambda: _recycled(world, history),
         "twin_gap": lambda: ((rate - twin) - 0.0).mean(axis=-1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ssd_loop.monitors import audit, breadth, contrast, forks, positions, richness, surface
+from ssd_loop.monitors import agreement, audit, breadth, contrast, forks, positions, richness, surface
 from ssd_loop.monitors.contrast import Reading, Values
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence
@@ -27,6 +27,7 @@ def readings(evidence: Evidence, richness_m: int) -> dict[str, Reading]:
         "richness_of_all": _paired(
             probe.pooled, probe.baseline, lambda draws: richness.measure(draws, richness_m, right_only=False)
         ),
+        "agreement_of_wrong": _paired(probe.pooled, probe.baseline, agreement.among_wrong),
         "effective_rank": _value(evidence.merge.get("update_effective_rank"), "nothing was merged"),
         "update_norm_share": _value(evidence.merge.get("delta_norm_share"), "nothing was merged"),
     }

@@ -79,7 +79,7 @@ def _numbers(draws: Draws) -> dict[str, dict[str, Any]]:
         "pass_at_1": _told(passes.measure(draws, 1)),
         "headroom": {"k": k, **_told(headroom(draws, k))},
         "modal_gain": _told(modal_gain(draws)),
-        "wrong_agreement": _told(agreement.measure(draws)),
+        "wrong_agreement": _told(agreement.among_wrong(draws)),
         "self_judgement": _told(judgement.measure(draws), ratio=True),
     }
 

@@ -77,7 +77,7 @@ def sampled(coverage_k: int, richness_m: int) -> tuple[Monitor, ...]:
         Monitor("gate_precision", "harm", "heldout", audit.precision, "ratio", -1),
         Monitor("ood_pass_at_1", "harm", "ood", pass_at_1, "paired", -1),
         Monitor("richness", "collapse", "probe", partial(richness.measure, m=richness_m), "relative", -1),
-        Monitor("wrong_agreement", "collapse", "probe", agreement.measure, "paired", 1),
+        Monitor("wrong_agreement", "collapse", "probe", agreement.wrong_alike, "paired", 1),
     ]
     return tuple(m for m in monitors if m.name != "heldout_coverage" or coverage_k > 1)
 
