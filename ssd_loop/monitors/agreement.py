@@ -2,7 +2,8 @@
 
 Two measures. How alike wrong answers are says before any training whether errors scatter. It cannot say
 whether they take hold: where all but one mistake are unlearned, the rest agree perfectly and nothing is
-worse. So what is decided on is how often two answers are wrong alike, which rises only if one mistake gains ground.
+worse. So what is decided on is how often two answers are wrong alike, which rises only if one mistake gains
+ground.
 """
 
 from __future__ import annotations
