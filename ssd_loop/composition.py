@@ -104,7 +104,8 @@ def settings_of(config: RunConfig, engine: str) -> dict[str, Any]:
         config: The run's settings.
         engine: The engine that draws.
     """
-    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    # Baselines are measured of weights; they decide nothing about them.
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields if name != "baselines"}
     found = {name: value.result_settings() for name, value in sections.items() if isinstance(value, Section)}
     found["prompts"] = _portable(config.prompts)
     found["evaluate"]["sources"] = {name: _portable(data) for name, data in config.evaluate.sources.items()}

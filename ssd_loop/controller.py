@@ -100,17 +100,14 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
 
     def work(out: Path) -> Metrics:
         rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)
-        prompts = {prompt.id: prompt for prompt in run.prompts}
-        limits = judging.limits_of(sandbox)
-        runs, behaviours, passed = None, None, None
-        if "does_not_run" in config.filters:
-            runs = judging.running(rows, prompts, limits=limits, workers=sandbox.workers)
-        if {"minority", "fails_tests"} & set(config.filters):
-            pairs = [(prompts[row.prompt_id], row) for row in rows]
-            results = judging.judge_all(pairs, limits=limits, workers=sandbox.workers, execute=True)
-            behaviours = {(r.problem_id, r.sample_index): r.behaviour for r in results}
-            passed = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
-        return filtering.run(config, rows, out=out, runs=runs, behaviours=behaviours, passed=passed)
+        told = judging.for_filters(
+            config.filters,
+            rows,
+            run.prompts,
+            limits=judging.limits_of(sandbox),
+            workers=sandbox.workers,
+        )
+        return filtering.run(config, rows, out=out, **told)
 
     inputs, settings = {"samples": samples.as_input}, config.result_settings()
     if executes:

@@ -350,6 +350,8 @@ def summed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], Cost]:
     """Cost of each (round, stage) from the rows of a log."""
     attempts: dict[Any, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
+        if not {"round", "stage"} <= row.keys():
+            continue  # no row of ours
         attempts.setdefault(row.get("attempt", number), []).append(row)
     found: dict[tuple[int, str], Cost] = {}
     for booked in attempts.values():

@@ -12,7 +12,7 @@ from ssd_loop import checkpoints, composition, durable, evaluation, lora, mergin
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config_file import differences, load
 from ssd_loop.errors import BadArtifactError, ConfigError
-from ssd_loop.gains import Difference, points
+from ssd_loop.gains import CHOSEN, Difference, points
 from ssd_loop.lora import Term
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import Place
@@ -63,7 +63,9 @@ def write_card(place: Place, n: int) -> None:
     if not n or store.finished(folder) is None:
         return
     text = card(Origin(place, n, composition.read(place.checkpoint(n))), adapter=False)
-    durable.write_bytes(folder / CARD, text.encode())
+    path = folder / CARD
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        durable.write_bytes(path, text.encode())
 
 
 def export_adapter(origin: Origin, out: Path) -> None:
@@ -217,7 +219,7 @@ def _bought(origin: Origin) -> list[str]:
     place, n = origin.place, origin.round
     lines = []
     if gained := facts.gains_of(place, n):
-        lines.append(f"- against round 0, paired by problem, 95 % intervals: {gained['verdict']}")
+        lines.append(f"- against round 0, paired by problem, 95 % intervals: {gained['verdict']}; {CHOSEN}")
     if final := facts.final_of(place, n):
         for rival, difference in final["compared"].items():
             against = rival if rival.endswith("both") else f"base {rival}"

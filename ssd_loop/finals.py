@@ -1,7 +1,7 @@
 """Stage `final`: one model on the panel that no choice was tuned on, under several ways of decoding.
 
 The ways are called arms. The base has two more than a trained model: what the same tokens buy at inference
-time, by drawing again until an answer parses and by one turn of self-revision. A training gain that those
+time, by drawing once more where nothing parsed and by one turn of self-revision. A training gain that those
 reach as well is no gain.
 """
 
@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from ssd_loop import evaluation
 from ssd_loop.config import EvaluateConfig, SandboxConfig
 from ssd_loop.durable import write_json
 from ssd_loop.engines import Engine, Request
-from ssd_loop.errors import BadArtifactError
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.gains import counts, paired, rates
 from ssd_loop.judging import answer_of
 from ssd_loop.problems import Problem
-from ssd_loop.programs import parse
-from ssd_loop.prompts import Renderer
+from ssd_loop.programs import final_answer, parse
+from ssd_loop.prompts import REVISION_MESSAGE, Renderer
 from ssd_loop.records import Result, Sample, derive_seed, write_rows
 from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan
 from ssd_loop.store import SHARDS, Metrics
@@ -45,7 +47,8 @@ class Plan:
         arms: Decoding of every arm of one answer.
         samples: Answers per problem of each.
         second: Whether the arms of a second answer are measured too.
-        max_model_len: Tokens of the longest prompt and answer; a revision beyond it keeps the first answer.
+        max_model_len: Tokens of the longest prompt and answer; a revision beyond it, or of thinking that was
+            cut, keeps the first answer.
     """
 
     arms: Mapping[Arm, Decoding]
@@ -56,7 +59,10 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """What the stage's result depends on."""
         named = {arm: asdict(decoding) for arm, decoding in self.arms.items()}
-        return {"arms": named, "samples_per_arm": self.samples, "second": self.second}
+        found: dict[str, Any] = {"arms": named, "samples_per_arm": self.samples}
+        if self.second:  # both decide which answers are revised, and how
+            found["second"] = {"max_model_len": self.max_model_len, "wording": REVISION_MESSAGE}
+        return found
 
 
 def run(
@@ -80,6 +86,7 @@ def run(
     problems = {p.id: p for p in evaluation.panel_problems(config, PANEL)}
     decodings = list(dict.fromkeys(wanted.arms.values()))
     n = wanted.samples
+    run_seed = derive_seed(run_seed, "final")  # a round may be measured on this panel as well
     common: dict[str, Any] = {"renderer": renderer, "stop_token_ids": stop_token_ids, "run_seed": run_seed}
     draws: list[Draw] = []
     for index, decoding in enumerate(decodings):
@@ -112,8 +119,9 @@ def run(
             if not parses(problem, row.text):
                 again.append(_other(draw, shift, draw.request.prompt_token_ids, run_seed, round_index))
         for draw, row in firsts.values():
-            prompt = renderer.revision_ids(problems[draw.prompt_id], row.text)
-            if len(prompt) + draw.request.max_new_tokens <= wanted.max_model_len:
+            said = final_answer(row.text).strip()  # templates take no thinking back, and some refuse it
+            prompt = renderer.revision_ids(problems[draw.prompt_id], said)
+            if said and len(prompt) + draw.request.max_new_tokens <= wanted.max_model_len:
                 again.append(_other(draw, shift + n, prompt, run_seed, round_index))
         rows += draw_all(again, out=out / SHARDS / "second", **drawing) if again else []
     results = evaluation.judged(config, sandbox, rows)
@@ -132,6 +140,22 @@ def run(
             metrics[f"{key}_pass_at_1"] = arm["pass_at_1"]["mean"]
             metrics[f"{key}_pass_at_1_se"] = arm["pass_at_1"]["se"]
     return metrics
+
+
+def check_template(renderer: Renderer) -> None:
+    """Refuse a chat template that cannot render a second turn, before anything is spent.
+
+    Raises:
+        ConfigError: it raises, or gives no tokens.
+    """
+    problem = Problem(panel=PANEL, id="example", kind="text", prompt="Say one.")
+    try:
+        renderer.revision_ids(problem, "one")
+    except TemplateError as error:
+        raise ConfigError(
+            f"the model's chat template refuses a second turn ({error}), which self-revision needs; set "
+            "baselines.temperatures to []"
+        ) from None
 
 
 def parses(problem: Problem, text: str) -> bool:
@@ -173,7 +197,9 @@ def _arms(
                     two = pairs.get((name, start + i))
                     taken = [one[0], two[0]] if two else [one[0]]
                     answers.append(((two or one)[1], taken))
-            found[arm] = _arm(decoding, answers)
+            found[arm] = _arm(decoding, answers) | {
+                "kept_first": sum(len(taken) == 1 for _, taken in answers)
+            }
     return found
 
 

@@ -21,6 +21,8 @@ from ssd_loop.records import Outcome, Result
 CONFIDENCE = 0.95
 # Change of a problem's pass rate that makes it one that was gained or lost (ours).
 NAMED_CHANGE = 0.5
+# What a reader of a round's own gain must know.
+CHOSEN = "the best round was chosen on the held-out panel, which flatters its gain there"
 
 Counts = Mapping[str, tuple[int, int]]  # by problem: answers that passed, answers drawn
 
@@ -34,7 +36,7 @@ class Difference:
         before: Mean over them, a share.
         after: The same later.
         mean: after - before.
-        low: Lower end of the 95 % interval; None for fewer than two problems.
+        low: Lower end of the 95 % interval; None where there is no spread to judge by.
         high: Upper end.
     """
 
@@ -56,8 +58,8 @@ class Difference:
 def paired(before: Mapping[str, float], after: Mapping[str, float]) -> Difference | None:
     """Difference over the problems that both hold, with Student's paired interval; None where there are none.
 
-    Where all problems changed by the same amount there is no spread to judge by, and the interval is that
-    amount.
+    Where all problems changed by the same amount there is no spread to judge by, and no interval; where none
+    changed, it is zero.
     """
     names = [name for name in before if name in after]
     if not names:
@@ -66,10 +68,11 @@ def paired(before: Mapping[str, float], after: Mapping[str, float]) -> Differenc
     change = now - then
     low = high = None
     if len(names) > 1:
-        low = high = float(change.mean())
         if change.std() > 0.0:
             interval = stats.ttest_rel(now, then).confidence_interval(CONFIDENCE)
             low, high = float(interval.low), float(interval.high)
+        elif change.mean() == 0.0:
+            low = high = 0.0
     return Difference(len(names), float(then.mean()), float(now.mean()), float(change.mean()), low, high)
 
 

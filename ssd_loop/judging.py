@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ssd_loop import progress, sandbox
-from ssd_loop.config import SandboxConfig
+from ssd_loop.config import FilterName, SandboxConfig
+from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code, final_answer
 from ssd_loop.records import Outcome, Result, Sample
@@ -90,6 +91,41 @@ def judge(problem: Problem, answer: str | None, *, limits: Limits, execute: bool
         problem.preamble + answer, problem.entry_point, problem.preamble, problem.check, limits
     )
     return ran.outcome, None
+
+
+def check_prompts(filters: Collection[FilterName], prompts: Sequence[Problem]) -> None:
+    """Refuse filters that judge answers to prompts which nothing can be judged by.
+
+    Raises:
+        ConfigError: some prompts have no tests.
+    """
+    needing = {"fails_tests", "minority"} & set(filters)
+    if needing and any(prompt.kind == "text" for prompt in prompts):
+        raise ConfigError(
+            f"filter.filters has {min(needing)}, but some prompts have no tests; set prompts.checker and "
+            "prompts.columns.tests"
+        )
+
+
+def for_filters(
+    filters: Collection[FilterName],
+    samples: Sequence[Sample],
+    prompts: Sequence[Problem],
+    *,
+    limits: Limits,
+    workers: int,
+) -> dict[str, Any]:
+    """What `filtering.judge` is told of the samples' code, run as far as the filters ask for it."""
+    problems = {prompt.id: prompt for prompt in prompts}
+    found: dict[str, Any] = {}
+    if "does_not_run" in filters:
+        found["runs"] = running(samples, problems, limits=limits, workers=workers)
+    if {"minority", "fails_tests"} & set(filters):
+        pairs = [(problems[row.prompt_id], row) for row in samples]
+        results = judge_all(pairs, limits=limits, workers=workers, execute=True)
+        found["behaviours"] = {(r.problem_id, r.sample_index): r.behaviour for r in results}
+        found["passed"] = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
+    return found
 
 
 def running(

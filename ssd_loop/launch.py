@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 import uuid
@@ -20,7 +19,9 @@ from ssd_loop import (
     durable,
     engines,
     evaluation,
+    exporting,
     finals,
+    judging,
     measuring,
     models,
     monitoring,
@@ -36,7 +37,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.monitors import signal
-from ssd_loop.place import RUN_FILE, Place
+from ssd_loop.place import RUN_FILE, RUN_NAME, Place
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import content_input, load_prompts
 from ssd_loop.report import outcome, status
@@ -44,7 +45,6 @@ from ssd_loop.running import Begins, Run
 from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
 
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FINISHED, STOPPED = 0, 3
 
 # OpenMP threads that spin while they wait take the cores from whoever has work: the engine and the trainer
@@ -85,14 +85,10 @@ def launch(
             f"train.human_share is {config.train.human_share}, but no prompt has a human-written solution; "
             "name their column in prompts.columns as solution"
         )
-    if "fails_tests" in config.filter.filters and any(prompt.kind == "text" for prompt in prompts):
-        raise ConfigError(
-            "filter.filters has fails_tests, but some prompts have no tests; set prompts.checker and "
-            "prompts.columns.tests"
-        )
+    judging.check_prompts(config.filter.filters, prompts)
     data = _data(config, prompts)  # a panel that is not installed is known now
     if config.baselines.temperatures:
-        evaluation.panel_problems(config.evaluate, finals.PANEL)
+        _check_untouched(config)
     _check_disjoint(config, prompts)
     engine = engines.engine_name(config.engine)
     place = Place(Path(), name)
@@ -108,6 +104,8 @@ def launch(
         models.stop_token_ids(base.path)
         models.check_vocabulary(base.path)
         bench = Workbench(config, base)
+        if config.baselines.temperatures:
+            finals.check_template(bench.renderer)
         if config.sandbox.execute:
             sandbox.isolation()
         if origin is not None:
@@ -138,6 +136,17 @@ def _check_disjoint(config: RunConfig, prompts: Sequence[Problem]) -> None:
             "monitor.action to warn"
         )
     progress.say(f"warning: {what}; gains on that panel mean little")
+
+
+def _check_untouched(config: RunConfig) -> None:
+    """Refuse a report panel that shares text with the problems that rounds and settings are chosen on."""
+    found = monitoring.shared_with_report(config)
+    if found:
+        raise ConfigError(
+            f"{len(found)} held-out problems share text with the panel report, such as {found[0].row} with "
+            f"{found[0].problem} ({found[0].words[:80]!r}), so no final figure could be trusted; replace one "
+            "of them in evaluate.sources, or set baselines.temperatures to []"
+        )
 
 
 def _data(config: RunConfig, prompts: Sequence[Problem]) -> dict[str, str]:
@@ -184,6 +193,8 @@ def _take_over(
     if not origin.is_in(place.root, place.run):
         progress.say(f"copying what {place.run} needs of {origin.name}")
         checkpoints.hand_over(origin, place, accumulates=config.train.data_policy != "replace")
+        for n in range(1, origin.round + 1):
+            exporting.write_card(place, n)
     return {"parent": origin.identity(), "start": origin.round, "changes": changes}
 
 
@@ -192,11 +203,11 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     finished = False
     try:
         stop = controller.run_rounds(run)
-        baselines.conclude(run)
         if stop is not None:
             run.tracker.stopped(stop)
-        run.tracker.report(reported(run))
+        baselines.conclude(run)
         finished = True
+        run.tracker.report(reported(run))
     finally:
         run.bench.close()
         run.tracker.close(0 if finished else 1)  # a monitor stop is a result, not a failure
@@ -230,8 +241,9 @@ def _check_same(
     if origin is not None and not origin.is_in(place.root, place.run):
         checkpoints.check_origin(about, origin, place.run)
     changed = differences(about["config"], config.model_dump(mode="json"))
-    # Baselines decide nothing and may be turned on or off later; a finished one guards itself.
-    changed = [line for line in changed if not line.startswith("baselines.")]
+    # Baselines decide nothing: they may be turned on or off later, and changed until the first is measured.
+    if not config.baselines.temperatures or not any(place.folder.glob("round_*/sweep*")):
+        changed = [line for line in changed if not line.startswith("baselines.")]
     if not changed:  # else a setting explains why the tasks are others
         known = about.get("data", {})
         changed = [f"{name}: other tasks" for name in known if data.get(name) != known[name]]

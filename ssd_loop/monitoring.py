@@ -114,13 +114,26 @@ def leaked(kept: Path, config: RunConfig, prompts: Sequence[Problem]) -> dict[st
 def prompt_leaks(config: RunConfig, prompts: Sequence[Problem]) -> list[leaks.Overlap]:
     """Training prompts that share text with a panel."""
     texts = [(f"prompt {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in prompts]
-    return leaks.overlaps(texts, leaks.said(measured_problems(config)))
+    panels = measured_problems(config)
+    if config.baselines.temperatures and "report" not in config.evaluate.panels:
+        panels += evaluation.panel_problems(config.evaluate, "report")
+    return leaks.overlaps(texts, leaks.said(panels))
 
 
 def measured_problems(config: RunConfig) -> list[Problem]:
     """The problems of every panel that is measured; twins say what the held-out problems say."""
     names = [name for name in config.evaluate.panels if name != "twin"]
     return [p for name in names for p in evaluation.panel_problems(config.evaluate, name)]
+
+
+HELD_APART: tuple[PanelName, PanelName] = ("heldout", "report")
+
+
+def shared_with_report(config: RunConfig) -> list[leaks.Overlap]:
+    """Held-out problems that share text with the panel of the final figure."""
+    heldout, report = (evaluation.panel_problems(config.evaluate, name) for name in HELD_APART)
+    texts = [(f"problem {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in heldout]
+    return leaks.overlaps(texts, leaks.said(report))
 
 
 def asks_again(folders: Folders, config: RunConfig) -> tuple[PanelName, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ssd_loop import durable
 from ssd_loop.errors import BadArtifactError, ConfigError
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ROUNDS, CHECKPOINTS = "rounds", "checkpoints"
 RUN_FILE, EVENTS, CONTINUED, BEST = "run.json", "events.jsonl", "continued.json", "best"
 SEEDS = tuple(f"seed_{number:02d}" for number in range(1, 9))  # extra trainings of a first round
@@ -120,7 +122,7 @@ def existing_folders(root: Path, name: str) -> Place:
         ConfigError: there is no such run.
     """
     place = Place(root, name)
-    if not name or not (place.folder.is_dir() or place.weights.is_dir()):
+    if not RUN_NAME.fullmatch(name) or not (place.folder.is_dir() or place.weights.is_dir()):
         known = ", ".join(run_names(root)) or "none"
         raise ConfigError(f"there is no run {name!r} under {root / ROUNDS}; runs here: {known}")
     return place

@@ -153,6 +153,7 @@ def predict(config: RunConfig, *, price_per_device_hour: float = 0.0) -> dict[st
     """
     tasks = Tasks(config)
     prompts = tasks.problems["train"]
+    judging.check_prompts(config.filter.filters, prompts)
     if config.sandbox.execute:
         sandbox.isolation()
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
@@ -320,20 +321,15 @@ def filtered(
     config: RunConfig, prompts: Sequence[Problem], samples: Sequence[Sample], out: Path
 ) -> list[Sample]:
     """The samples that are kept, with their code run where the filters ask for it, as stage `filter` does."""
-    problems, filters = {prompt.id: prompt for prompt in prompts}, set(config.filter.filters)
-    found: dict[str, Any] = {}
-    running: dict[str, Any] = {
-        "limits": judging.limits_of(config.sandbox),
-        "workers": config.sandbox.workers,
-    }
-    if "does_not_run" in filters:
-        found["runs"] = judging.running(samples, problems, **running)
-    if {"minority", "fails_tests"} & filters:
-        pairs = [(problems[row.prompt_id], row) for row in samples]
-        results = judging.judge_all(pairs, execute=True, **running)
-        found["behaviours"] = {(r.problem_id, r.sample_index): r.behaviour for r in results}
-        found["passed"] = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
-    filtering.run(config.filter, samples, out=out, **found)
+    sandbox = config.sandbox
+    told = judging.for_filters(
+        config.filter.filters,
+        samples,
+        prompts,
+        limits=judging.limits_of(sandbox),
+        workers=sandbox.workers,
+    )
+    filtering.run(config.filter, samples, out=out, **told)
     return read_rows(out / filtering.KEPT, Sample)
 
 

@@ -20,6 +20,7 @@ from ssd_loop.engines import Engine
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.gains import counts, rates
 from ssd_loop.prompts import Renderer
+from ssd_loop.records import derive_seed
 from ssd_loop.sampling import Decoding, Draw, plan
 from ssd_loop.store import Metrics
 
@@ -88,7 +89,7 @@ def run(
             decoding=point,
             renderer=renderer,
             stop_token_ids=stop_token_ids,
-            run_seed=run_seed,
+            run_seed=derive_seed(run_seed, "sweep"),  # not the answers that chose the best round
             round_index=round_index,
             first=index * samples,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests import tiny
 from tests.runs import ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
+
+KILL_AT = str(Path(__file__).parent / "kill_at.py")
 
 DIGITS = {"columns": {"tests": "answer"}, "checker": "exact"}
 SWEEP = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]}
@@ -108,6 +111,52 @@ def test_a_lost_final_comes_back_with_the_same_bytes_and_the_run_is_sound(learne
     assert tree(learned) == before
     checked = ssd_loop("verify", "tiny", cwd=learned)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_killed_while_baselines_are_measured_it_ends_byte_equal(learned: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(learned, broken, symlinks=True)
+    for stage in ("sweep", "final"):
+        for folder in broken.glob(f"rounds/tiny/round_*/{stage}"):
+            shutil.rmtree(folder)
+    best = state(learned)["best"].removeprefix("round_").lstrip("0")
+    for moment in ("0/sweep/shard", "0/final/shard", f"{best}/sweep/manifest", f"{best}/final/work"):
+        killed = ssd_loop(moment, "--config", "tiny.yaml", cwd=broken, program=[KILL_AT])
+        assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
+    assert ssd_loop("--config", "tiny.yaml", cwd=broken).returncode == 0
+    assert tree(broken) == tree(learned)
+
+
+def test_another_grid_is_refused_before_anything_is_done_and_none_is_allowed(learned: Path) -> None:
+    before = tree(learned)
+    refused = ssd_loop("--config", "tiny.yaml", "--baselines.samples_per_problem", "2", cwd=learned)
+    assert refused.returncode == 2
+    assert "baselines.samples_per_problem: 1 -> 2" in refused.stderr.splitlines()[-1]
+    assert ssd_loop("--config", "tiny.yaml", "--baselines.temperatures", "[]", cwd=learned).returncode == 0
+    assert tree(learned) == before
+
+
+def test_a_report_panel_that_shares_text_with_the_held_out_one_is_refused(
+    learned: Path, tmp_path: Path
+) -> None:
+    text = "Count how many of the given words begin with the same letter as the very last one does"
+    for name in ("heldout", "report"):
+        rows = [{"prompt": f"{text}, list {n} of {name}.", "answer": "7"} for n in range(1)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("train.jsonl", "tiny.yaml"):
+        shutil.copyfile(learned / name, tmp_path / name)
+    refused = ssd_loop("--config", "tiny.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "share text with the panel report" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "rounds").exists()
+
+
+def test_a_damaged_evaluation_hides_nothing_else_in_status(learned: Path, tmp_path: Path) -> None:
+    shutil.copytree(learned, tmp_path / "run", symlinks=True)
+    (tmp_path / "run/rounds/tiny/round_000/evaluate/results.parquet").write_bytes(b"torn")
+    found = state(tmp_path / "run")
+    assert "results.parquet" in found["damaged"]
+    assert (found["gains"], len(found["rounds"])) == (None, 3)
 
 
 def test_a_sweep_of_one_model(learned: Path) -> None:

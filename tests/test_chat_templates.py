@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from ssd_loop import evaluation, models, sampling
+from ssd_loop import evaluation, finals, models, sampling
 from ssd_loop.config import ModelConfig, RunConfig
 from ssd_loop.durable import sha256_json
+from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import PINNED_DATE, PINNED_DAY, Renderer
@@ -254,3 +255,23 @@ def test_sampling_and_evaluation_ask_with_the_same_ids(template: str) -> None:
         round_index=1,
     )
     assert [draw.request.prompt_token_ids for draw in draws] == [speaker.prompt_ids(TASK)] * 2
+
+
+@pytest.mark.parametrize(
+    "template", ["qwen3", "qwen3_instruct_2507", "qwen3_5_think", "llama3", "llama3_1", "llama3_2", "gptoss"]
+)
+def test_a_second_turn_shows_the_first_answer_and_asks_to_check_it(template: str) -> None:
+    speaker = renderer(template)
+    finals.check_template(speaker)
+    text = speaker.tokenizer.decode(list(speaker.revision_ids(TASK, "print(3)")))
+    first, again = text.index("print(3)"), text.index("Check your answer.")
+    assert text.index("Print 3.") < first < again
+    generation = prompt(template).rpartition("Print 3.")[2]
+    assert text.endswith(generation)
+
+
+def test_a_template_that_refuses_a_second_turn_is_refused_before_the_run() -> None:
+    speaker = renderer("qwen3")
+    speaker.tokenizer.chat_template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0]['content'] }}"
+    with pytest.raises(ConfigError, match=r"second turn \(one turn only\).*baselines.temperatures"):
+        finals.check_template(speaker)

@@ -44,6 +44,9 @@ def test_without_spread_or_problems_nothing_is_made_up() -> None:
     same = paired({"a": 0.0, "b": 0.5}, {"a": 0.0, "b": 0.5})
     assert same is not None
     assert (same.low, same.high, same.direction) == (0.0, 0.0, 0)
+    alike = paired({"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 1.0})  # two problems prove little
+    assert alike is not None
+    assert (alike.low, alike.high, alike.direction) == (None, None, 0)
 
 
 @pytest.mark.parametrize("problems", [60, 150])

@@ -148,7 +148,7 @@ class Reading:
         se: Standard error of the worsening.
         t: (worsening - margin) / standard error, from both looks where there were two.
         slow: Exponentially weighted mean of t over rounds, the slow arm's statistic.
-        threshold: Limit of t for this family in this run.
+        threshold: Limit of t for this monitor in this run.
         alarm: Whether the monitor says stop.
         reason: Why there is no number, or what a guard found.
     """

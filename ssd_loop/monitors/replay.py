@@ -10,9 +10,9 @@ round, the others unchanged. The limits hold for whichever monitor that is. All 
 once would ask for limits so high that real harm is found rounds later (decision record 12); where panels are
 small, so that margins are less than noise, the two come to the same.
 
-A monitor's limit is a common factor times what it reaches by itself: Westfall and Young's min-P form, which
-asks how rare a statistic is for its monitor. One limit for all (max-T) would hold a monitor with little luck
-of its own, such as one on texts that never change, to the limits of the luckiest.
+A monitor's limit is one common factor times what it reaches by itself: max-T of statistics that are each
+measured in their own quantile. One limit for all in standard errors would hold a monitor with little luck of
+its own, such as one on texts that never change, to the limits of the luckiest.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower
 from ssd_loop.monitors.selection import History
 from ssd_loop.records import derive_seed
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 # Share of the false-alarm rate that each family may spend: .03 and .02 of .05 (collapse literature, 5.2).
 BUDGET: dict[Family, float] = {"harm": 0.6, "collapse": 0.4}
 
@@ -145,7 +145,11 @@ def _scored_units(evidence: Evidence) -> dict[MonitorName, int]:
         units["twin_gap"] = len(evidence.panels["twin"].names)
     probe = evidence.probe
     if suite.is_large(probe.current):
-        units |= {"recycling": len(probe.names), "self_judgement": len(probe.names)}
+        # Problems that a later set may tell it of: right ones as often as there are sets, wrong ones as well.
+        right, sets = probe.baseline.passed.sum(axis=-1), probe.baseline.samples // probe.current.samples
+        some = right >= sets
+        both = some & (probe.baseline.samples - right >= sets)
+        units |= {"recycling": int(some.sum()), "self_judgement": int(both.sum())}
     return units
 
 

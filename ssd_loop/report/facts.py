@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ssd_loop import evaluation, finals, gains, store, sweeping
@@ -14,7 +15,7 @@ def gains_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "evaluate"), place.stage(n, "evaluate")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
-    before, after = (read_rows(folder / evaluation.RESULTS, Result) for folder in folders)
+    before, after = (read_rows(_whole(folder) / evaluation.RESULTS, Result) for folder in folders)
     panels = evaluation.read_report(folders[1])["panels"]
     return gains.measure(before, after, {name: panel.get("tier_of", {}) for name, panel in panels.items()})
 
@@ -24,7 +25,7 @@ def final_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "final"), place.stage(n, "final")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
-    base, trained = (finals.read(folder) for folder in folders)
+    base, trained = (finals.read(_whole(folder)) for folder in folders)
     return {
         "panel": base["panel"],
         "problems": base["problems"],
@@ -39,3 +40,14 @@ def sweeps_of(place: Place, n: int) -> dict[int, dict[str, Any]]:
     """The sweeps of round 0 and round n, as far as they are there."""
     found = {r: place.stage(r, "sweep") for r in dict.fromkeys((0, n))}
     return {r: sweeping.read(folder) for r, folder in found.items() if store.finished(folder)}
+
+
+def _whole(folder: Path) -> Path:
+    """A finished stage's folder, its files compared with their manifest.
+
+    Raises:
+        BadArtifactError: one is missing or was altered.
+    """
+    done = store.finished(folder)
+    assert done is not None
+    return store.checked(done)

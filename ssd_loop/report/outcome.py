@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ssd_loop.gains import Difference, points
+from ssd_loop.gains import CHOSEN, Difference, points
 
 WIDTH = 24  # of a bar that stands for the best point
 
@@ -80,7 +80,7 @@ def show_gains(found: Mapping[str, Any], console: Console) -> None:
         for tier, pass_at in panel["tiers"].items():
             table.add_row("", tier, *_differences(pass_at), "", "")
     console.print(table)
-    console.print(found["verdict"], markup=False)
+    console.print(f"{found['verdict']}; {CHOSEN}", markup=False)
 
 
 def _differences(pass_at: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -46,10 +46,19 @@ def read(root: Path, name: str) -> dict[str, Any]:
         "changes": about.get("changes", []),
         "rounds": [_round(place, n, spent) for n in place.known_rounds()],
         "best": None if best is None else round_name(best),
-        "gains": facts.gains_of(place, best) if best else None,
-        "final": facts.final_of(place, best) if best else None,
+        **_bought(place, best),
         "seconds": round(sum(cost.seconds for cost in spent.values()), 1),
     }
+
+
+def _bought(place: Place, best: int | None) -> dict[str, Any]:
+    """What the best round gained; a damaged file is named and hides nothing else."""
+    try:
+        gained = facts.gains_of(place, best) if best else None
+        final = facts.final_of(place, best) if best else None
+    except BadArtifactError as error:
+        return {"gains": None, "final": None, "damaged": str(error)}
+    return {"gains": gained, "final": final, "damaged": None}
 
 
 def choices(about: Mapping[str, Any]) -> list[str]:
@@ -155,6 +164,8 @@ def show(state: dict[str, Any], console: Console) -> None:
         for line in signal.lines(row["signal"]) if "signal" in row else ():
             console.print(line, markup=False)
     console.print(_quality(state))
+    if state["damaged"]:
+        console.print(f"what it bought cannot be told: {state['damaged']}", markup=False)
     if state["gains"]:
         outcome.show_gains(state["gains"], console)
     if state["final"]:
