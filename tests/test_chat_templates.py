@@ -272,6 +272,7 @@ def test_a_second_turn_shows_the_first_answer_and_asks_to_check_it(template: str
 
 def test_a_template_that_refuses_a_second_turn_is_refused_before_the_run() -> None:
     speaker = renderer("qwen3")
-    speaker.tokenizer.chat_template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0]['content'] }}"
+    refusal = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+    speaker.tokenizer.chat_template = refusal + "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match=r"second turn \(one turn only\).*baselines.temperatures"):
         finals.check_template(speaker)
