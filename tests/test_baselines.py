@@ -98,7 +98,7 @@ def test_the_card_beside_the_weights_says_what_they_bought(learned: Path) -> Non
     card = (learned / "checkpoints/tiny/best/merged/README.md").read_text()
     assert "## What it bought" in card
     assert "- on report, which nothing was tuned on, against base best decoding: +" in card
-    assert "- monitors: continue; " in card
+    assert "\n- monitors: " in card
     assert "its prompts' tests as the only judge" in card  # not "without a verifier"
     first = (learned / "checkpoints/tiny/round_001/merged/README.md").read_text()
     assert "after 1 round of simple" in first
