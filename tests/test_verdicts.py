@@ -18,7 +18,7 @@ from tests.runs import ssd_loop, tiny_config, tree
 pytestmark = pytest.mark.slow
 
 # A random model names a digit now and then; trained this hard on its own noise, it soon names the same one.
-# What it says is mostly no number at all, so few pairs of answers are wrong alike: nothing of that is tolerated.
+# Most of what it says holds no number, so few pairs of answers are wrong alike: nothing of that is tolerated.
 STRICT = {"action": "stop", "margins": {"wrong_agreement": 0.0}}
 WILD = {"learning_rate": 0.03, "probe_margin": 10.0}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, finals, gains, store, sweeping
+from ssd_loop import durable, evaluation, finals, gains, store, sweeping
+from ssd_loop.errors import BadArtifactError
 from ssd_loop.place import Place
 from ssd_loop.records import Result, read_rows
 
@@ -15,7 +16,9 @@ def gains_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "evaluate"), place.stage(n, "evaluate")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
-    before, after = (read_rows(_whole(folder) / evaluation.RESULTS, Result) for folder in folders)
+    before, after = (
+        read_rows(_whole(folder, evaluation.RESULTS) / evaluation.RESULTS, Result) for folder in folders
+    )
     panels = evaluation.read_report(folders[1])["panels"]
     return gains.measure(before, after, {name: panel.get("tier_of", {}) for name, panel in panels.items()})
 
@@ -25,7 +28,7 @@ def final_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "final"), place.stage(n, "final")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
-    base, trained = (finals.read(_whole(folder)) for folder in folders)
+    base, trained = (finals.read(_whole(folder, finals.FINAL)) for folder in folders)
     return {
         "panel": base["panel"],
         "problems": base["problems"],
@@ -42,12 +45,16 @@ def sweeps_of(place: Place, n: int) -> dict[int, dict[str, Any]]:
     return {r: sweeping.read(folder) for r, folder in found.items() if store.finished(folder)}
 
 
-def _whole(folder: Path) -> Path:
-    """A finished stage's folder, its files compared with their manifest.
+def _whole(folder: Path, *names: str) -> Path:
+    """A finished stage's folder, some of its files compared with their manifest.
 
     Raises:
         BadArtifactError: one is missing or was altered.
     """
     done = store.finished(folder)
     assert done is not None
-    return store.checked(done)
+    for name in names:
+        path, recorded = folder / name, done.manifest.outputs.get(name)
+        if not path.is_file() or recorded is None or durable.sha256_file(path) != recorded["sha256"]:
+            raise BadArtifactError(f"{path} is missing or was altered; restore it from a copy")
+    return folder
