@@ -11,7 +11,6 @@ from pathlib import Path
 from ssd_loop import evaluation, exporting, finals, progress, store, sweeping, weights
 from ssd_loop.finals import Arm
 from ssd_loop.measuring import evaluation_settings, sweep_work
-from ssd_loop.prompts import content_input
 from ssd_loop.running import Run, step
 from ssd_loop.sampling import Decoding
 from ssd_loop.store import Finished, Metrics
@@ -40,10 +39,7 @@ def sweep(run: Run, model: Model) -> Finished:
     def work(out: Path) -> Metrics:
         return sweep_work(run.bench, weights.ready(run, model), model.round, out)
 
-    inputs = {
-        "model": model.source,
-        sweeping.PANEL: content_input(evaluation.panel_problems(config.evaluate, sweeping.PANEL)),
-    }
+    inputs = {"model": model.source, **evaluation.problem_inputs(config.evaluate, [sweeping.PANEL])}
     settings = evaluation_settings(run.bench) | sweeping.settings(config)
     return step(run, model.round, "sweep", sweeping.STAGE_VERSION, settings, inputs, work)
 
@@ -75,10 +71,7 @@ def final(run: Run, model: Model, swept: Finished) -> Finished:
             out=out,
         )
 
-    inputs = {
-        "model": model.source,
-        "sweep": swept.as_input,
-        finals.PANEL: content_input(evaluation.panel_problems(config.evaluate, finals.PANEL)),
-    }
+    inputs = {"model": model.source, "sweep": swept.as_input}
+    inputs |= evaluation.problem_inputs(config.evaluate, [finals.PANEL])
     settings = evaluation_settings(run.bench) | wanted.settings()
     return step(run, model.round, "final", finals.STAGE_VERSION, settings, inputs, work)

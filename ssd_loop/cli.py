@@ -23,6 +23,9 @@ PROGRAM = "python -m ssd_loop"
 INTERRUPTED = 130
 MESSAGE_LIMIT = 400
 
+JSON_FLAG: dict[str, Any] = {"action": "store_true", "help": "print JSON for scripts"}
+CONFIG_FLAG: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "YAML file with settings"}
+
 DESCRIPTION = f"""\
 Repeated simple self-distillation of a code model: each round samples solutions from the model, filters
 them, fine-tunes the same model on them through LoRA, merges, measures, and decides whether to go on.
@@ -171,7 +174,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         description=RUN_DESCRIPTION,
         usage=f"{PROGRAM} [run] [--rounds N] [--SECTION.SETTING VALUE]...",
     )
-    run.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    run.add_argument("--config", **CONFIG_FLAG)
     run.add_argument("--run", metavar="NAME", help="name of the run; default: the config's file name")
     run.add_argument(
         "--resume-from",
@@ -188,7 +191,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
 
     status = command("status", "rounds, stages, metrics and verdicts so far", _status)
     status.add_argument("run", nargs="?", metavar="RUN", help="name of the run; default: the only one")
-    status.add_argument("--json", action="store_true", help="print JSON for scripts")
+    status.add_argument("--json", **JSON_FLAG)
 
     plan = command(
         "plan",
@@ -197,8 +200,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         description=PLAN_DESCRIPTION,
         usage=f"{PROGRAM} plan [--config FILE] [--rounds N] [--json] [--SECTION.SETTING VALUE]...",
     )
-    plan.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    plan.add_argument("--json", action="store_true", help="print JSON for scripts")
+    plan.add_argument("--config", **CONFIG_FLAG)
+    plan.add_argument("--json", **JSON_FLAG)
 
     report = command("report", "one HTML file that shows what a run did and what it bought", _report)
     report.add_argument("run", metavar="RUN", help="name of the run")
@@ -212,7 +215,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         usage=f"{PROGRAM} decide RUN [--json] [--monitor.SETTING VALUE]...",
     )
     decide.add_argument("run", metavar="RUN", help="name of the run")
-    decide.add_argument("--json", action="store_true", help="print JSON for scripts")
+    decide.add_argument("--json", **JSON_FLAG)
 
     evaluate = command(
         "evaluate",
@@ -227,7 +230,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         help="held-out pass@1 over the decoding settings of baselines.temperatures, .top_k and .top_p",
     )
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep samples and results here")
-    evaluate.add_argument("--json", action="store_true", help="print JSON for scripts")
+    evaluate.add_argument("--json", **JSON_FLAG)
 
     laws = command(
         "laws",
@@ -245,7 +248,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     laws.add_argument(
         "--reference-tokens", type=int, default=256, metavar="N", help="tokens of each text (256)"
     )
-    laws.add_argument("--json", action="store_true", help="print JSON for scripts")
+    laws.add_argument("--json", **JSON_FLAG)
 
     verify = command("verify", "hash every file of a run again, name what is damaged or foreign", _verify)
     verify.add_argument("run", metavar="RUN", help="name of the run")
@@ -269,8 +272,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
         usage=f"{PROGRAM} doctor [MODEL] [--config FILE] [--json] [--SECTION.SETTING VALUE]...",
     )
     doctor.add_argument("target", nargs="?", metavar="MODEL", help="model folder, Hub id or packaged name")
-    doctor.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    doctor.add_argument("--json", action="store_true", help="print JSON for scripts")
+    doctor.add_argument("--config", **CONFIG_FLAG)
+    doctor.add_argument("--json", **JSON_FLAG)
 
     sandbox = command("sandbox", "run one Python file in the sandbox, print one JSON line", _sandbox)
     sandbox.add_argument("file", type=Path, metavar="FILE", help="Python file")
@@ -345,13 +348,14 @@ def _plan(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 
 def _report(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from ssd_loop.report import compare, page
+    from ssd_loop.report import account, compare, page
 
     here = Path()
     if options.compare is None:
-        written = page.write(here, options.run)
-        for line in page.summary(here, options.run):
+        found = account.gather(here, options.run)
+        for line in page.summary(found):
             print(line)
+        written = page.write(found)
     else:
         written = compare.write_comparison(here, options.run, options.compare)
     print(written)

@@ -100,13 +100,7 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
 
     def work(out: Path) -> Metrics:
         rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)
-        told = judging.for_filters(
-            config.filters,
-            rows,
-            run.prompts,
-            limits=judging.limits_of(sandbox),
-            workers=sandbox.workers,
-        )
+        told = judging.for_filters(config.filters, rows, run.prompts, sandbox)
         return filtering.run(config, rows, out=out, **told)
 
     inputs, settings = {"samples": samples.as_input}, config.result_settings()

@@ -12,7 +12,6 @@ the extra trainings `seed_NN`, whose own measurement counts as evaluated. Prompt
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ssd_loop.durable import append_jsonl
+from ssd_loop.durable import append_jsonl, read_jsonl
 
 COSTS = "costs.jsonl"
 DEVICES = 1  # one CPU or one GPU, held for as long as a stage runs
@@ -325,25 +324,9 @@ def of_work(stage: str, work: Work, size: ModelSize | None) -> Cost:
     )
 
 
-def rows_of(run_folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log; torn lines are skipped."""
-    path = run_folder / COSTS
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def read(run_folder: Path) -> dict[tuple[int, str], Cost]:
     """Cost of each (round, stage), over all its attempts."""
-    return summed(rows_of(run_folder))
+    return summed(read_jsonl(run_folder / COSTS))
 
 
 def summed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], Cost]:

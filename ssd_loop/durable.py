@@ -67,6 +67,19 @@ def write_json(path: Path, data: Any) -> None:
     write_bytes(path, json_bytes(data))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        BadArtifactError: the file is missing or torn.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadArtifactError(f"{path} cannot be read; restore it") from None
+    return found
+
+
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     """Write plain data as JSON that holds its own hash, whole or not at all."""
     write_json(path, {**data, SEAL: sha256_json(dict(data))})
@@ -101,6 +114,20 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
             file.seek(size - 1)
         is_torn = size > 0 and file.read(1) != b"\n"
         file.write((b"\n" if is_torn else b"") + json.dumps(row, sort_keys=True).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, none where there is no log; torn lines are skipped."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 def point_link(link: Path, target_name: str) -> None:

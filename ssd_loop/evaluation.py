@@ -14,14 +14,14 @@ from typing import Any, cast
 import numpy as np
 
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
-from ssd_loop.durable import finite, write_json
+from ssd_loop.durable import finite, read_json, write_json
 from ssd_loop.engines import Engine
-from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.errors import ConfigError
+from ssd_loop.gains import counts, rates
 from ssd_loop.judging import judge_all, limits_of
 from ssd_loop.monitors import signal
 from ssd_loop.monitors.degeneracy import loops
 from ssd_loop.monitors.draws import collect
-from ssd_loop.monitors.passes import pass_at_k
 from ssd_loop.monitors.positions import K
 from ssd_loop.monitors.richness import distinct_at_m
 from ssd_loop.problems import Problem, ReferenceText, load_panel, load_reference, thin
@@ -75,9 +75,10 @@ def panel_problems(config: EvaluateConfig, panel: PanelName) -> tuple[Problem, .
     return thin(problems, config.limit)
 
 
-def problem_inputs(config: EvaluateConfig) -> dict[str, Input]:
-    """How manifests name the problems that are measured."""
-    return {name: content_input(panel_problems(config, name)) for name in config.panels}
+def problem_inputs(config: EvaluateConfig, panels: Sequence[PanelName] | None = None) -> dict[str, Input]:
+    """How manifests name the problems of some panels; of those that every round measures if left out."""
+    named = config.panels if panels is None else panels
+    return {name: content_input(panel_problems(config, name)) for name in named}
 
 
 def plan_panels(
@@ -124,11 +125,7 @@ def panel_report(
         traits: What the monitors look at.
         config: k of pass@k and m of distinct@m.
     """
-    right: dict[str, int] = defaultdict(int)
-    drawn: dict[str, int] = defaultdict(int)
-    for row in results:
-        drawn[row.problem_id] += 1
-        right[row.problem_id] += row.outcome == "passed"
+    found = dict.fromkeys((p.id for p in problems), (0, 0)) | counts(results)
     tiers: dict[str, list[str]] = defaultdict(list)
     for problem in problems:
         tiers[problem.tier].append(problem.id)
@@ -136,9 +133,9 @@ def panel_report(
 
     def passes(ids: Sequence[str]) -> dict[str, Any]:
         return {
-            str(k): asdict(estimate([pass_at_k(drawn[i], right[i], k) for i in ids]))
+            str(k): asdict(estimate(list(rates({i: found[i] for i in ids}, k).values())))
             for k in config.pass_at
-            if all(drawn[i] >= k for i in ids)
+            if all(found[i][1] >= k for i in ids)
         }
 
     shapes = [trait.shape for trait in traits]
@@ -148,7 +145,7 @@ def panel_report(
         "outcomes": dict(sorted(Counter(row.outcome for row in results).items())),
         "pass_at": passes([p.id for p in problems]) if ran else {},
         "tiers": {tier: passes(ids) for tier, ids in sorted(tiers.items())} if ran else {},
-        "passed": {p.id: [right[p.id], drawn[p.id]] for p in problems} if ran else {},
+        "passed": {p.id: list(found[p.id]) for p in problems} if ran else {},
         "tier_of": {p.id: p.tier for p in problems},
     }
     if all(problem.kind in CODE_KINDS for problem in problems):
@@ -167,9 +164,9 @@ def _diversity(
             by_problem[sample.prompt_id][shape] += 1
     m = config.diversity_at
     values = {
-        name: distinct_at_m(list(counts.values()), m)
-        for name, counts in sorted(by_problem.items())
-        if counts.total() >= m
+        name: distinct_at_m(list(kinds.values()), m)
+        for name, kinds in sorted(by_problem.items())
+        if kinds.total() >= m
     }
     overall = asdict(estimate(list(values.values()))) if values else None
     return {"m": m, "distinct": overall, "per_problem": values}
@@ -243,11 +240,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         BadArtifactError: it is missing or torn.
     """
-    try:
-        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise BadArtifactError(f"{folder / REPORT} cannot be read; restore it") from None
-    return report
+    return read_json(folder / REPORT)
 
 
 def look(

@@ -133,7 +133,7 @@ def card(origin: Origin, *, adapter: bool) -> str:
     judge = (
         "its prompts' tests as the only judge"
         if "fails_tests" in config.filter.filters
-        else ("without a teacher, a verifier or a reward")
+        else "without a teacher, a verifier or a reward"
     )
     lines += [f"# {named} after {rounds.removesuffix(' in a row')} of simple self-distillation", ""]
     lines += [

@@ -7,7 +7,6 @@ reach as well is no gain.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,16 +16,16 @@ from jinja2 import TemplateError
 
 from ssd_loop import evaluation
 from ssd_loop.config import EvaluateConfig, SandboxConfig
-from ssd_loop.durable import write_json
+from ssd_loop.durable import read_json, write_json
 from ssd_loop.engines import Engine, Request
-from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.errors import ConfigError
 from ssd_loop.gains import counts, paired, rates
 from ssd_loop.judging import answer_of
 from ssd_loop.problems import Problem
 from ssd_loop.programs import final_answer, parse
 from ssd_loop.prompts import REVISION_MESSAGE, Renderer
 from ssd_loop.records import Result, Sample, derive_seed, write_rows
-from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan
+from ssd_loop.sampling import SAMPLES, Decoding, Draw, completion_seed, draw_all, plan
 from ssd_loop.store import SHARDS, Metrics
 
 STAGE_VERSION = 1
@@ -167,7 +166,7 @@ def parses(problem: Problem, text: str) -> bool:
 def _other(draw: Draw, shift: int, prompt: tuple[int, ...], run_seed: int, round_index: int) -> Draw:
     """Another answer in place of one that was drawn."""
     index = draw.sample_index + shift
-    seed = derive_seed(run_seed, round_index, draw.panel, draw.prompt_id, index)
+    seed = completion_seed(run_seed, round_index, draw.panel, draw.prompt_id, index)
     request: Request = replace(draw.request, prompt_token_ids=prompt, seed=seed)
     return Draw(draw.panel, draw.prompt_id, index, request)
 
@@ -247,8 +246,4 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         BadArtifactError: the file is missing or torn.
     """
-    try:
-        found: dict[str, Any] = json.loads((folder / FINAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise BadArtifactError(f"{folder / FINAL} cannot be read; restore it") from None
-    return found
+    return read_json(folder / FINAL)

@@ -221,6 +221,13 @@ def _sizes(found: Mapping[str, Difference], names: Sequence[str]) -> str:
     return f" ({'; '.join(parts)} points of pass@1)"
 
 
+def share(value: float | None, error: float | None = None) -> str:
+    """A share in per cent, with its standard error."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
 def points(difference: Difference) -> str:
     """A difference of shares in percentage points, with its interval."""
     if difference.low is None or difference.high is None:

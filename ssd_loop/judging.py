@@ -111,18 +111,16 @@ def for_filters(
     filters: Collection[FilterName],
     samples: Sequence[Sample],
     prompts: Sequence[Problem],
-    *,
-    limits: Limits,
-    workers: int,
+    config: SandboxConfig,
 ) -> dict[str, Any]:
     """What `filtering.judge` is told of the samples' code, run as far as the filters ask for it."""
-    problems = {prompt.id: prompt for prompt in prompts}
+    problems, limits = {prompt.id: prompt for prompt in prompts}, limits_of(config)
     found: dict[str, Any] = {}
     if "does_not_run" in filters:
-        found["runs"] = running(samples, problems, limits=limits, workers=workers)
+        found["runs"] = running(samples, problems, limits=limits, workers=config.workers)
     if {"minority", "fails_tests"} & set(filters):
         pairs = [(problems[row.prompt_id], row) for row in samples]
-        results = judge_all(pairs, limits=limits, workers=workers, execute=True)
+        results = judge_all(pairs, limits=limits, workers=config.workers, execute=True)
         found["behaviours"] = {(r.problem_id, r.sample_index): r.behaviour for r in results}
         found["passed"] = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import uuid
@@ -46,10 +45,6 @@ from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
 
 FINISHED, STOPPED = 0, 3
-
-# OpenMP threads that spin while they wait take the cores from whoever has work: the engine and the trainer
-# share one machine. Takes effect because torch is imported later than this module.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def launch(
@@ -222,9 +217,9 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
 
 def reported(run: Run) -> Path:
     """Write the run's report; it is read by people alone and can be made again at any time."""
-    from ssd_loop.report import page
+    from ssd_loop.report import account, page
 
-    path = page.write(run.place.root, run.place.run)
+    path = page.write(account.gather(run.place.root, run.place.run))
     progress.say(f"report: {path}")
     return path
 

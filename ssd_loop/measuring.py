@@ -8,7 +8,6 @@ from typing import Any
 
 from ssd_loop import evaluation, monitoring, store, sweeping, weights
 from ssd_loop.config import PanelName
-from ssd_loop.prompts import content_input
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.weights import Model
@@ -45,20 +44,14 @@ def evaluate_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
 
 def sweep_alone(bench: Workbench, base: Input, folder: Path) -> Finished:
     """Measure the base model outside any run over the grid of decoding settings."""
-    config = bench.config
-
-    def work(out: Path) -> Metrics:
-        return sweep_work(bench, bench.base.path, 0, out)
-
-    problems = content_input(evaluation.panel_problems(config.evaluate, sweeping.PANEL))
     return store.step(
         folder,
         stage="sweep",
         round_index=0,
         version=sweeping.STAGE_VERSION,
-        settings=evaluation_settings(bench) | sweeping.settings(config),
-        inputs={"model": base, sweeping.PANEL: problems},
-        work=work,
+        settings=evaluation_settings(bench) | sweeping.settings(bench.config),
+        inputs={"model": base, **evaluation.problem_inputs(bench.config.evaluate, [sweeping.PANEL])},
+        work=lambda out: sweep_work(bench, bench.base.path, 0, out),
     )
 
 
@@ -115,11 +108,7 @@ def second_look(
         return evaluation.look_metrics(samples, results)
 
     inputs = {"model": model.source, "baseline": baseline.as_input}
-    inputs |= {
-        name: content
-        for name, content in evaluation.problem_inputs(config.evaluate).items()
-        if name in panels
-    }
+    inputs |= evaluation.problem_inputs(config.evaluate, panels)
     settings = evaluation_settings(run.bench) | {"panels": panels, "times": config.monitor.second_look}
     return step(run, n, "second_look", evaluation.LOOK_VERSION, settings, inputs, work)
 

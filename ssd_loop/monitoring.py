@@ -113,11 +113,15 @@ def leaked(kept: Path, config: RunConfig, prompts: Sequence[Problem]) -> dict[st
 
 def prompt_leaks(config: RunConfig, prompts: Sequence[Problem]) -> list[leaks.Overlap]:
     """Training prompts that share text with a panel."""
-    texts = [(f"prompt {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in prompts]
     panels = measured_problems(config)
     if config.baselines.temperatures and "report" not in config.evaluate.panels:
         panels += evaluation.panel_problems(config.evaluate, "report")
-    return leaks.overlaps(texts, leaks.said(panels))
+    return leaks.overlaps(_texts("prompt", prompts), leaks.said(panels))
+
+
+def _texts(what: str, problems: Sequence[Problem]) -> list[tuple[str, str]]:
+    """What tasks say, each under a name for messages."""
+    return [(f"{what} {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in problems]
 
 
 def measured_problems(config: RunConfig) -> list[Problem]:
@@ -132,8 +136,7 @@ HELD_APART: tuple[PanelName, PanelName] = ("heldout", "report")
 def shared_with_report(config: RunConfig) -> list[leaks.Overlap]:
     """Held-out problems that share text with the panel of the final figure."""
     heldout, report = (evaluation.panel_problems(config.evaluate, name) for name in HELD_APART)
-    texts = [(f"problem {p.id}", f"{p.prompt}\n{p.starter_code}\n{p.solution}") for p in heldout]
-    return leaks.overlaps(texts, leaks.said(report))
+    return leaks.overlaps(_texts("problem", heldout), leaks.said(report))
 
 
 def asks_again(folders: Folders, config: RunConfig) -> tuple[PanelName, ...]:

@@ -9,7 +9,6 @@ a temporary folder, which needs room for one merged model; nothing is left.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -57,9 +56,6 @@ LEFT_OUT = (
     "the monitors' own arithmetic, and hashing what is kept",
     "a stop before the last round, remedies, and work that is done again after a kill",
 )
-
-# As in a run: threads that spin while they wait take the cores from whoever has work.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,14 +317,7 @@ def filtered(
     config: RunConfig, prompts: Sequence[Problem], samples: Sequence[Sample], out: Path
 ) -> list[Sample]:
     """The samples that are kept, with their code run where the filters ask for it, as stage `filter` does."""
-    sandbox = config.sandbox
-    told = judging.for_filters(
-        config.filter.filters,
-        samples,
-        prompts,
-        limits=judging.limits_of(sandbox),
-        workers=sandbox.workers,
-    )
+    told = judging.for_filters(config.filter.filters, samples, prompts, config.sandbox)
     filtering.run(config.filter, samples, out=out, **told)
     return read_rows(out / filtering.KEPT, Sample)
 

@@ -61,7 +61,7 @@ def plan(
     for problem in problems:
         prompt_ids = renderer.prompt_ids(problem)
         for index in range(first, first + samples):
-            seed = derive_seed(run_seed, round_index, problem.panel, problem.id, index)
+            seed = completion_seed(run_seed, round_index, problem.panel, problem.id, index)
             request = Request(
                 prompt_token_ids=prompt_ids,
                 seed=seed,
@@ -73,6 +73,11 @@ def plan(
             )
             draws.append(Draw(problem.panel, problem.id, index, request))
     return draws
+
+
+def completion_seed(run_seed: int, round_index: int, panel: str, prompt_id: str, index: int) -> int:
+    """The seed of one completion alone."""
+    return derive_seed(run_seed, round_index, panel, prompt_id, index)
 
 
 def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]:

@@ -144,14 +144,27 @@ def checked(stage: Finished) -> Path:
     return stage.path
 
 
-def damages(stage: Finished, absent: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+def partial_of(folder: Path) -> Path:
+    """Where a folder is worked on until it is whole."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def damages(
+    stage: Finished, absent: Collection[str] = (), only: Collection[str] | None = None
+) -> Iterator[tuple[str, str]]:
     """Each file that is not as the manifest says, and what is wrong with it.
 
     Args:
         stage: A published folder.
         absent: Names of files that may be missing.
+        only: The files that are looked at, each of which should be there; all if left out.
     """
-    for name, expected in stage.manifest.outputs.items():
+    outputs = stage.manifest.outputs
+    for name in outputs if only is None else only:
+        if name not in outputs:
+            yield name, "was never written"
+            continue
+        expected = outputs[name]
         path = stage.path / name
         if not path.is_file():
             if name not in absent:
@@ -217,7 +230,7 @@ def _claim_of(wanted: str, inputs: Mapping[str, Input]) -> Claim:
 
 
 def _begin(folder: Path, claim: Claim) -> Path:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     partial.mkdir(parents=True, exist_ok=True)
     mark = partial / IN_PROGRESS
     complete = _complete(partial)
@@ -318,7 +331,7 @@ def restore(stage: Finished, work: Callable[[Path], object]) -> None:
         BadArtifactError: what was written is not what the manifest recorded.
     """
     names = pruned(stage)
-    partial = stage.path.with_name(stage.path.name + ".partial")
+    partial = partial_of(stage.path)
     _remove(partial)
     partial.mkdir()
     work(partial)
@@ -349,7 +362,7 @@ def copy_finished(stage: Finished, folder: Path) -> Finished:
                 f"{folder} is there already and is no copy of {stage.path}; choose a new --run"
             )
         return there
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     _remove(partial)
     hashes = {name: recorded["sha256"] for name, recorded in stage.manifest.outputs.items()}
     for name, sha256 in {**hashes, MANIFEST: stage.manifest_sha256}.items():
@@ -367,7 +380,7 @@ def copy_finished(stage: Finished, folder: Path) -> Finished:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, that appears under its name when it is whole, or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     _remove(partial)
     partial.mkdir(parents=True)
     try:

@@ -6,7 +6,6 @@ What training gained is compared with what decoding alone could gain: the paper 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -15,9 +14,8 @@ from typing import Any, Literal
 
 from ssd_loop import evaluation
 from ssd_loop.config import BaselinesConfig, EvaluateConfig, RunConfig, SampleConfig, SandboxConfig
-from ssd_loop.durable import write_json
+from ssd_loop.durable import read_json, write_json
 from ssd_loop.engines import Engine
-from ssd_loop.errors import BadArtifactError
 from ssd_loop.gains import counts, rates
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import derive_seed
@@ -138,8 +136,4 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         BadArtifactError: the file is missing or torn.
     """
-    try:
-        found: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise BadArtifactError(f"{folder / SWEEP} cannot be read; restore it") from None
-    return found
+    return read_json(folder / SWEEP)

@@ -7,7 +7,6 @@ Tracking never stops the training: whatever goes wrong there becomes one warning
 
 from __future__ import annotations
 
-import json
 import logging
 import netrc
 import os
@@ -25,7 +24,7 @@ from urllib.parse import urlparse
 
 from ssd_loop import tracking_views as views
 from ssd_loop.config import RunConfig, TrackConfig
-from ssd_loop.durable import append_jsonl
+from ssd_loop.durable import append_jsonl, read_jsonl
 from ssd_loop.errors import ConfigError
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.sandbox.processes import children_of
@@ -255,15 +254,8 @@ class Tracker:
             self._mark(mark)
 
     def _marks(self) -> list[dict[str, Any]]:
-        """What was sent so far, also before a restart; a torn line is skipped."""
-        path = self.folder / "wandb" / LOGGED
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        """What was sent so far, also before a restart."""
+        return read_jsonl(self.folder / "wandb" / LOGGED)
 
     def _has(self, mark: Mapping[str, Any]) -> bool:
         return mark in self._marks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from ssd_loop.prompts import Renderer
 from ssd_loop.training import TrainingRow
 
 T = TypeVar("T")
+
+# OpenMP threads that spin while they wait take the cores from whoever has work: the engine and the trainer
+# share one machine. Takes effect because torch is imported later than this module.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @dataclass

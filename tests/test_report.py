@@ -306,7 +306,7 @@ def tree_of(root: Path, into: Path) -> Path:
 
 
 def written(root: Path, run: str = "mine") -> str:
-    return page.write(root, run).read_text(encoding="utf-8")
+    return page.write(account.gather(root, run)).read_text(encoding="utf-8")
 
 
 class Elements(HTMLParser):
@@ -353,7 +353,7 @@ def test_the_verdict_is_the_final_figure_of_the_run(run_of_three: Path) -> None:
         "the monitors stopped it after round 3 (harm: regression: pass rates fell and no other monitor says "
         "why)."
     )
-    lines = page.summary(run_of_three, "mine")
+    lines = page.summary(account.gather(run_of_three, "mine"))
     assert lines[0] == sentence
     assert any("covers sampling noise only" in line for line in lines)
     assert not any(line.startswith("missing") for line in lines)
@@ -700,7 +700,7 @@ def test_a_discarded_round_and_a_fork_miss_nothing(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run 'mine'"):
-        page.write(tmp_path, "mine")
+        page.write(account.gather(tmp_path, "mine"))
 
 
 # Settings.
@@ -800,7 +800,7 @@ def test_twenty_rounds_and_ten_thousand_samples_fit(tmp_path: Path) -> None:
         bench.swept(n, 0.4)
         bench.finally_measured(n, 0.4, ["as measured", "as sampled", "best decoding"])
     began = time.monotonic()
-    path = page.write(tmp_path, "mine")
+    path = page.write(account.gather(tmp_path, "mine"))
     seconds = time.monotonic() - began
     assert "All 10,000 samples of 405 prompts" in Elements(path.read_text()).text
     assert path.stat().st_size < 5_000_000

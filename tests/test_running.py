@@ -11,6 +11,7 @@ import pytest
 from ssd_loop import composition, costs, models
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Work
+from ssd_loop.durable import read_jsonl
 from ssd_loop.place import EVENTS, Place
 from ssd_loop.running import Run, step, timed
 from ssd_loop.store import Finished, Metrics
@@ -52,9 +53,9 @@ def test_a_step_is_logged_with_what_its_engine_did(run: Run) -> None:
 
 def test_a_finished_step_costs_nothing_again(run: Run) -> None:
     drawn(run)
-    before = costs.rows_of(run.place.folder)
+    before = read_jsonl(run.place.folder / costs.COSTS)
     drawn(run)
-    assert costs.rows_of(run.place.folder) == before
+    assert read_jsonl(run.place.folder / costs.COSTS) == before
 
 
 def test_a_step_pays_for_no_work_but_its_own(run: Run) -> None:

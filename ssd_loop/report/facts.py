@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import durable, evaluation, finals, gains, store, sweeping
+from ssd_loop import evaluation, finals, gains, store, sweeping
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.place import Place
 from ssd_loop.records import Result, read_rows
@@ -53,8 +53,6 @@ def _whole(folder: Path, *names: str) -> Path:
     """
     done = store.finished(folder)
     assert done is not None
-    for name in names:
-        path, recorded = folder / name, done.manifest.outputs.get(name)
-        if not path.is_file() or recorded is None or durable.sha256_file(path) != recorded["sha256"]:
-            raise BadArtifactError(f"{path} is missing or was altered; restore it from a copy")
+    for name, reason in store.damages(done, only=names):
+        raise BadArtifactError(f"{folder / name} {reason}; restore it from a copy")
     return folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssd_loop import evaluation
-from ssd_loop.gains import Difference, points
+from ssd_loop.gains import Difference, points, share
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.report.trends import Trend
 
@@ -269,13 +269,6 @@ def settings(rows: Iterable[tuple[str, Sequence[str]]], head: Sequence[str], cap
     """Names and what they are."""
     found = [[name, *cells] for name, cells in rows]
     return Grid(caption, head, found, words=tuple(range(1, len(head))))
-
-
-def share(value: float | None, error: float | None = None) -> str:
-    """A share in per cent, with its standard error."""
-    if value is None:
-        return NONE
-    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
 
 
 def number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ssd_loop.gains import CHOSEN, Difference, points
+from ssd_loop.gains import CHOSEN, Difference, points, share
 
 WIDTH = 24  # of a bar that stands for the best point
 
@@ -27,7 +27,7 @@ def show_sweep(found: Mapping[str, Any], console: Console) -> None:
     most = max(rated, default=0.0)
     for row in found["points"]:
         rate = row["pass_at_1"]
-        shown = f"{100 * rate['mean']:.1f} ± {100 * rate['se']:.1f}" if rate else "not run"
+        shown = share(rate["mean"], rate["se"]) if rate else "not run"
         bar = "█" * round(WIDTH * rate["mean"] / most) if rate and most else ""
         table.add_row(
             f"{row['temperature']:g}",
@@ -65,7 +65,7 @@ def _arm(arm: Mapping[str, Any] | None) -> tuple[str, str]:
     if arm is None or arm["pass_at_1"] is None:
         return "-", "-"
     rate = arm["pass_at_1"]
-    return f"{100 * rate['mean']:.1f} ± {100 * rate['se']:.1f}", f"{arm['tokens']:,}"
+    return share(rate["mean"], rate["se"]), f"{arm['tokens']:,}"
 
 
 def show_gains(found: Mapping[str, Any], console: Console) -> None:

@@ -20,30 +20,16 @@ from ssd_loop.report.trends import trends
 REPORT = "report.html"
 
 
-def write(root: Path, run: str) -> Path:
-    """Write the report of a run, of which anything may be missing; returns where it is.
-
-    Args:
-        root: Folder that holds ``rounds/`` and ``checkpoints/``.
-        run: Its name.
-
-    Raises:
-        ConfigError: there is no such run.
-    """
-    found = account.gather(root, run)
+def write(found: Account) -> Path:
+    """Write the report of a run, of which anything may be missing; returns where it is."""
     page = render("report.html.j2", **context(found))
     path = found.shelf.place.folder / REPORT
     durable.write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
 
-def summary(root: Path, run: str) -> list[str]:
-    """The report in some lines: the verdict, the key facts, and what is missing.
-
-    Raises:
-        ConfigError: there is no such run.
-    """
-    found = account.gather(root, run)
+def summary(found: Account) -> list[str]:
+    """The report in some lines: the verdict, the key facts, and what is missing."""
     facts = [f"{name}: {value}" for name, value in key_facts(found)]
     return [account.verdict(found), *facts, *(f"missing: {line}" for line in found.shelf.missing)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,7 @@ class Shelf:
             return None
         path = done.path / name
         if path not in self._whole:
-            recorded = {key: value for key, value in done.manifest.outputs.items() if key == name}
-            one = replace(done, manifest=replace(done.manifest, outputs=recorded))
-            reasons = [reason for _, reason in store.damages(one)] if recorded else ["was never written"]
+            reasons = [reason for _, reason in store.damages(done, only=[name])]
             for reason in reasons:
                 self.note(path, reason)
             self._whole[path] = not reasons
@@ -148,7 +146,7 @@ def open_shelf(root: Path, run: str) -> Shelf:
 
 def _look(shelf: Shelf, n: int, stage: str) -> None:
     folder = shelf.place.stage(n, stage)
-    if _partial(folder).exists():
+    if store.partial_of(folder).exists():
         shelf.note(folder, "is unfinished")
     try:
         done = store.finished(folder)
@@ -171,8 +169,6 @@ def _gaps(shelf: Shelf, n: int) -> tuple[str, ...]:
     if "cliff_step" in shelf.metrics(n, "train"):
         usual = ("sample", "filter", "train", "monitor")  # discarded inside training
     folders = {stage: shelf.place.stage(n, stage) for stage in usual}
-    return tuple(s for s, folder in folders.items() if not (folder.exists() or _partial(folder).exists()))
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.partial")
+    return tuple(
+        s for s, folder in folders.items() if not (folder.exists() or store.partial_of(folder).exists())
+    )

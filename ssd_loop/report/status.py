@@ -14,6 +14,7 @@ from ssd_loop import costs, evaluation, store
 from ssd_loop.config import MonitorConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
+from ssd_loop.gains import share
 from ssd_loop.monitors import signal
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing, round_name
@@ -111,7 +112,7 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
         folder = place.stage(n, stage)
         done = store.finished(folder)
         cost = spent.get((n, stage), costs.Cost())
-        state = "finished" if done else "partial" if _partial(folder).exists() else "absent"
+        state = "finished" if done else "partial" if store.partial_of(folder).exists() else "absent"
         if state == "absent" and stage in ONLY_WHERE_ASKED:
             continue
         if done and store.pruned(done):
@@ -136,10 +137,6 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
                 "monitors": decision.to_json()["monitors"],
             }
     return result
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
 
 
 def console() -> Console:
@@ -206,7 +203,7 @@ def _cell(report: dict[str, Any], name: str) -> str:
     if value is None:
         return "-"
     if "pass_at" in name:
-        return f"{100 * value:.1f} ± {100 * report[name + '_se']:.1f}"
+        return share(value, report[f"{name}_se"])
     return f"{value:.3f}"
 
 
