@@ -51,14 +51,20 @@ def main() -> None:
                 release(engine, device)
                 connection.send(None)
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # nothing here needs tidying, and vLLM's own teardown takes seconds
+        remove_temporary_files(folder)  # this thread may hear of the run's end first
+        os._exit(0)  # nothing else needs tidying, and vLLM's own teardown takes seconds
 
 
 def die_with_the_run(life: int, folder: str) -> None:
     """Kill this process and its children as soon as the run, which holds the other end, is gone."""
     os.read(life, 1)
-    shutil.rmtree(folder, ignore_errors=True)  # temporary files, which a killed run cannot remove
+    remove_temporary_files(folder)
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def remove_temporary_files(folder: str) -> None:
+    """Remove what a killed run cannot; safe in two threads at once."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def stream(connection: Connection, answers: Iterator[Any]) -> None:
