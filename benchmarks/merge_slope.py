@@ -63,9 +63,8 @@ def draw(bench: Workbench, root: Path) -> list[training.TrainingRow]:
     sampling.run(
         bench.config.sample,
         load_panel("train"),
+        bench.drawing,
         engine=bench.engine(bench.base.path),
-        renderer=bench.renderer,
-        stop_token_ids=bench.stop_token_ids,
         round_index=1,
         policy_round=0,
         out=out,

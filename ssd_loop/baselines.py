@@ -12,7 +12,7 @@ from ssd_loop import evaluation, exporting, finals, progress, store, sweeping, w
 from ssd_loop.finals import Arm
 from ssd_loop.measuring import evaluation_settings, sweep_work
 from ssd_loop.running import Run, step
-from ssd_loop.sampling import Decoding
+from ssd_loop.sampling import Decoding, decoding_of
 from ssd_loop.store import Finished, Metrics
 from ssd_loop.weights import Model
 
@@ -50,9 +50,9 @@ def final(run: Run, model: Model, swept: Finished) -> Finished:
     top = sweeping.best(sweeping.read(store.checked(swept))["points"])
     assert top is not None  # answers are run, or there is no sweep
     arms: dict[Arm, Decoding] = {
-        "as measured": sweeping.measured(config.evaluate),
+        "as measured": decoding_of(config.evaluate),
         "as sampled": sweeping.as_sampled(config.sample, config.evaluate),
-        "best decoding": sweeping.decoding_of(top),
+        "best decoding": sweeping.point_decoding(top),
     }
     samples = config.evaluate.counts[finals.PANEL] * config.evaluate.baseline_multiplier
     wanted = finals.Plan(arms, samples, model.round == 0, config.engine.max_model_len)
@@ -62,12 +62,9 @@ def final(run: Run, model: Model, swept: Finished) -> Finished:
             wanted,
             config.evaluate,
             config.sandbox,
+            run.bench.drawing,
             engine=run.bench.engine(weights.ready(run, model)),
-            renderer=run.bench.renderer,
-            stop_token_ids=run.bench.stop_token_ids,
-            run_seed=config.sample.seed,
             round_index=model.round,
-            shard_size=config.sample.shard_size,
             out=out,
         )
 

@@ -80,9 +80,8 @@ def sample(run: Run, n: int, model: Model) -> Finished:
         return sampling.run(
             run.config.sample,
             run.prompts,
+            run.bench.drawing,
             engine=run.bench.engine(weights.ready(run, model)),
-            renderer=run.bench.renderer,
-            stop_token_ids=run.bench.stop_token_ids,
             round_index=n,
             policy_round=model.round,
             out=out,

@@ -371,8 +371,8 @@ def ledger(
 
     Every entry has the counts of `Cost` and `device_hours`, `money` (None where the price is unknown) and
     `busy_share` (None where no row knows it). `ratio_to_one_round` is what everything cost over one inference
-    pass plus one fine-tune: the stages sample and train of the first round that has both. `money_per_point`
-    and `device_hours_per_point` are None without a gain above zero.
+    pass plus one fine-tune: the stages sample and train of the first round that finished both, without
+    attempts that were lost. `money_per_point` and `device_hours_per_point` are None without a gain.
 
     Args:
         spent: What `read` returns, or a prediction of it.
@@ -418,34 +418,37 @@ def _entry(cost: Cost, price: float | None) -> dict[str, Any]:
 
 
 def _one_pass(spent: Spent, n: int) -> float | None:
-    """Device-hours of one inference pass and one fine-tune; None where the round lacks either."""
-    both = [spent.get((n, stage), Cost()).device_hours for stage in (SAMPLING, "train")]
-    return sum(both) if all(both) else None
+    """Device-hours of one inference pass and one fine-tune, lost attempts aside; None without either."""
+    costs = [spent.get((n, stage), Cost()) for stage in (SAMPLING, "train")]
+    hours = [replace(cost, seconds=cost.seconds - cost.lost_seconds).device_hours for cost in costs]
+    return sum(hours) if all(hours) else None
 
 
 def table(found: Mapping[str, Any], title: str) -> Table:
     """A ledger by stage and in all, as a table."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("stage")
-    for name in ("tokens", "prompt tokens", "seconds", "device-hours", "busy", "FLOPs", "money"):
+    everything = told(found["total"])
+    for name in everything:
         shown.add_column(name, justify="right")
     for stage, entry in found["stages"].items():
-        shown.add_row(stage, *_cells(entry))
+        shown.add_row(stage, *told(entry).values())
     shown.add_section()
-    shown.add_row("total", *_cells(found["total"]))
+    shown.add_row("total", *everything.values())
     return shown
 
 
-def _cells(entry: Mapping[str, Any]) -> list[str]:
+def told(entry: Mapping[str, Any]) -> dict[str, str]:
+    """An entry of a ledger in words, by heading."""
     kinds = ("sampled", "trained", "evaluated")
     own = sum(entry[f"{kind}_tokens"] for kind in kinds) + entry["scored_tokens"]
     prompts = sum(entry[f"{kind}_prompt_tokens"] for kind in kinds)
-    return [
-        f"{own:,}" if own else "-",
-        f"{prompts:,}" if prompts else "-",
-        f"{entry['seconds']:,.0f}",
-        f"{entry['device_hours']:.3f}",
-        "-" if entry["busy_share"] is None else f"{entry['busy_share']:.0%}",
-        f"{entry['flops']:.2e}" if entry["flops"] else "-",
-        "unknown" if entry["money"] is None else f"{entry['money']:,.2f}",
-    ]
+    return {
+        "tokens": f"{own:,}" if own else "-",
+        "prompt tokens": f"{prompts:,}" if prompts else "-",
+        "seconds": f"{entry['seconds']:,.0f}",
+        "device-hours": f"{entry['device_hours']:.3f}",
+        "busy": "-" if entry["busy_share"] is None else f"{entry['busy_share']:.0%}",
+        "FLOPs": f"{entry['flops']:.2e}" if entry["flops"] else "-",
+        "money": "unknown" if entry["money"] is None else f"{entry['money']:,.2f}",
+    }

@@ -29,7 +29,7 @@ from ssd_loop.problems.twins import twins
 from ssd_loop.programs import canonical_hash, extract_code
 from ssd_loop.prompts import Renderer, content_input
 from ssd_loop.records import Result, Sample, TextScore, Trait, write_rows
-from ssd_loop.sampling import SAMPLES, Decoding, Draw, draw_all, plan, summary
+from ssd_loop.sampling import SAMPLES, Draw, Drawing, decoding_of, draw_all, plan, summary
 from ssd_loop.sources import load_tasks
 from ssd_loop.store import Input, Metrics
 
@@ -83,26 +83,22 @@ def problem_inputs(config: EvaluateConfig, panels: Sequence[PanelName] | None = 
 
 def plan_panels(
     config: EvaluateConfig,
+    drawing: Drawing,
     *,
     counts: Mapping[PanelName, int],
-    renderer: Renderer,
-    stop_token_ids: tuple[int, ...],
-    run_seed: int,
     round_index: int,
     first: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Draw]:
     """Every draw of one evaluation, panel by panel; `first` tells a panel's first sample index, else 0."""
-    decoding = Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
+    decoding = decoding_of(config)
     return [
         draw
         for panel in counts
         for draw in plan(
+            drawing,
             panel_problems(config, panel),
             counts[panel],
             decoding=decoding,
-            renderer=renderer,
-            stop_token_ids=stop_token_ids,
-            run_seed=run_seed,
             round_index=round_index,
             first=first.get(panel, 0),
         )
@@ -247,25 +243,17 @@ def look(
     config: EvaluateConfig,
     sandbox_config: SandboxConfig,
     draws: Sequence[Draw],
+    drawing: Drawing,
     *,
     engine: Engine,
-    renderer: Renderer,
     round_index: int,
-    shard_size: int,
     out: Path,
 ) -> tuple[list[Sample], list[Result], list[Trait]]:
     """Draw and judge samples of some panels.
 
     Writes ``samples.parquet``, ``results.parquet`` and ``traits.parquet``.
     """
-    samples = draw_all(
-        draws,
-        engine=engine,
-        renderer=renderer,
-        policy_round=round_index,
-        shard_size=shard_size,
-        out=out,
-    )
+    samples = draw_all(drawing, draws, engine=engine, policy_round=round_index, out=out)
     results = judged(config, sandbox_config, samples)
     traits = [trait(sample) for sample in samples]
     write_rows(out / SAMPLES, Sample, samples)
@@ -296,11 +284,10 @@ def run(
     config: EvaluateConfig,
     sandbox_config: SandboxConfig,
     draws: Sequence[Draw],
+    drawing: Drawing,
     *,
     engine: Engine,
-    renderer: Renderer,
     round_index: int,
-    shard_size: int,
     reference: Path | None,
     out: Path,
 ) -> Metrics:
@@ -310,17 +297,10 @@ def run(
     ``reference.json``, the texts that all later rounds are scored on.
     """
     samples, results, traits = look(
-        config,
-        sandbox_config,
-        draws,
-        engine=engine,
-        renderer=renderer,
-        round_index=round_index,
-        shard_size=shard_size,
-        out=out,
+        config, sandbox_config, draws, drawing, engine=engine, round_index=round_index, out=out
     )
     if reference is None:
-        write_json(out / REFERENCE, reference_texts(config, renderer))
+        write_json(out / REFERENCE, reference_texts(config, drawing.renderer))
     texts = json.loads(((reference or out) / REFERENCE).read_text(encoding="utf-8"))
     scores = score_texts(engine, texts)
     report = {
@@ -341,7 +321,7 @@ def run(
         report["signal"] = signal_report(config, results, traits)
     report = finite(report)
     write_json(out / REPORT, report)
-    return {**headline(report), "template_sha256": renderer.template_sha256()}
+    return {**headline(report), "template_sha256": drawing.renderer.template_sha256()}
 
 
 def look_metrics(samples: Sequence[Sample], results: Sequence[Result]) -> Metrics:

@@ -12,6 +12,7 @@ from ssd_loop import checkpoints, composition, durable, evaluation, lora, mergin
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config_file import differences, load
 from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.finals import rival
 from ssd_loop.gains import CHOSEN, Difference, points
 from ssd_loop.lora import Term
 from ssd_loop.monitors.decision import read_decision
@@ -221,10 +222,9 @@ def _bought(origin: Origin) -> list[str]:
     if gained := facts.gains_of(place, n):
         lines.append(f"- against round 0, paired by problem, 95 % intervals: {gained['verdict']}; {CHOSEN}")
     if final := facts.final_of(place, n):
-        for rival, difference in final["compared"].items():
-            against = rival if rival.endswith("both") else f"base {rival}"
+        for name, difference in final["compared"].items():
             lines.append(
-                f"- on {final['panel']}, which nothing was tuned on, against {against}: "
+                f"- on {final['panel']}, which nothing was tuned on, against {rival(name)}: "
                 f"{points(Difference(**difference))} points of pass@1"
             )
     if done := store.finished(place.stage(n, "monitor")):

@@ -25,7 +25,7 @@ from ssd_loop.problems import Problem
 from ssd_loop.programs import final_answer, parse
 from ssd_loop.prompts import REVISION_MESSAGE, Renderer
 from ssd_loop.records import Result, Sample, derive_seed, write_rows
-from ssd_loop.sampling import SAMPLES, Decoding, Draw, completion_seed, draw_all, plan
+from ssd_loop.sampling import SAMPLES, Decoding, Draw, Drawing, completion_seed, draw_all, plan
 from ssd_loop.store import SHARDS, Metrics
 
 STAGE_VERSION = 1
@@ -68,13 +68,10 @@ def run(
     wanted: Plan,
     config: EvaluateConfig,
     sandbox: SandboxConfig,
+    drawing: Drawing,
     *,
     engine: Engine,
-    renderer: Renderer,
-    stop_token_ids: tuple[int, ...],
-    run_seed: int,
     round_index: int,
-    shard_size: int,
     out: Path,
 ) -> Metrics:
     """Measure the weights that the engine holds.
@@ -85,25 +82,13 @@ def run(
     problems = {p.id: p for p in evaluation.panel_problems(config, PANEL)}
     decodings = list(dict.fromkeys(wanted.arms.values()))
     n = wanted.samples
-    run_seed = derive_seed(run_seed, "final")  # a round may be measured on this panel as well
-    common: dict[str, Any] = {"renderer": renderer, "stop_token_ids": stop_token_ids, "run_seed": run_seed}
+    # A round may be measured on this panel as well.
+    drawing = replace(drawing, run_seed=derive_seed(drawing.run_seed, "final"))
     draws: list[Draw] = []
     for index, decoding in enumerate(decodings):
-        draws += plan(
-            list(problems.values()),
-            n,
-            decoding=decoding,
-            round_index=round_index,
-            first=index * n,
-            **common,
-        )
-    drawing: dict[str, Any] = {
-        "engine": engine,
-        "renderer": renderer,
-        "policy_round": round_index,
-        "shard_size": shard_size,
-    }
-    rows = draw_all(draws, out=out, **drawing)
+        asked = list(problems.values())
+        draws += plan(drawing, asked, n, decoding=decoding, round_index=round_index, first=index * n)
+    rows = draw_all(drawing, draws, engine=engine, policy_round=round_index, out=out)
     again: list[Draw] = []
     if wanted.second:
         at = decodings.index(wanted.arms["best decoding"])
@@ -116,13 +101,17 @@ def run(
         for draw, row in firsts.values():
             problem = problems[draw.prompt_id]
             if not parses(problem, row.text):
-                again.append(_other(draw, shift, draw.request.prompt_token_ids, run_seed, round_index))
+                again.append(
+                    _other(draw, shift, draw.request.prompt_token_ids, drawing.run_seed, round_index)
+                )
         for draw, row in firsts.values():
             said = final_answer(row.text).strip()  # templates take no thinking back, and some refuse it
-            prompt = renderer.revision_ids(problems[draw.prompt_id], said)
+            prompt = drawing.renderer.revision_ids(problems[draw.prompt_id], said)
             if said and len(prompt) + draw.request.max_new_tokens <= wanted.max_model_len:
-                again.append(_other(draw, shift + n, prompt, run_seed, round_index))
-        rows += draw_all(again, out=out / SHARDS / "second", **drawing) if again else []
+                again.append(_other(draw, shift + n, prompt, drawing.run_seed, round_index))
+        if again:
+            second = out / SHARDS / "second"
+            rows += draw_all(drawing, again, engine=engine, policy_round=round_index, out=second)
     results = evaluation.judged(config, sandbox, rows)
     write_rows(out / SAMPLES, Sample, rows)
     write_rows(out / evaluation.RESULTS, Result, results)
@@ -238,6 +227,11 @@ def compared(base: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, A
     if pair := paired(rate(base, "as measured"), rate(trained, "as measured")):
         found["as measured, both"] = asdict(pair)
     return found
+
+
+def rival(name: str) -> str:
+    """What the trained model is held against, by its name in `compared`."""
+    return "the base, both as measured" if name.endswith("both") else f"the base, {name}"
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -63,12 +63,9 @@ def sweep_work(bench: Workbench, model: Path, n: int, out: Path) -> Metrics:
         config.baselines.samples_per_problem,
         config.evaluate,
         config.sandbox,
+        bench.drawing,
         engine=bench.engine(model),
-        renderer=bench.renderer,
-        stop_token_ids=bench.stop_token_ids,
-        run_seed=config.sample.seed,
         round_index=n,
-        shard_size=config.sample.shard_size,
         out=out,
     )
 
@@ -88,21 +85,18 @@ def second_look(
     def work(out: Path) -> Metrics:
         draws = evaluation.plan_panels(
             config.evaluate,
+            run.bench.drawing,
             counts={panel: config.monitor.second_look * counts[panel] for panel in panels},
             first={panel: counts[panel] for panel in panels},
-            renderer=run.bench.renderer,
-            stop_token_ids=run.bench.stop_token_ids,
-            run_seed=config.sample.seed,
             round_index=n,
         )
         samples, results, _ = evaluation.look(
             config.evaluate,
             config.sandbox,
             draws,
+            run.bench.drawing,
             engine=run.bench.engine(weights.ready(run, model)),
-            renderer=run.bench.renderer,
             round_index=n,
-            shard_size=config.sample.shard_size,
             out=out,
         )
         return evaluation.look_metrics(samples, results)
@@ -124,22 +118,14 @@ def measuring(
     config = bench.config
 
     def work(out: Path) -> Metrics:
-        draws = evaluation.plan_panels(
-            config.evaluate,
-            counts=counts,
-            renderer=bench.renderer,
-            stop_token_ids=bench.stop_token_ids,
-            run_seed=config.sample.seed,
-            round_index=n,
-        )
+        draws = evaluation.plan_panels(config.evaluate, bench.drawing, counts=counts, round_index=n)
         return evaluation.run(
             config.evaluate,
             config.sandbox,
             draws,
+            bench.drawing,
             engine=bench.engine(model()),
-            renderer=bench.renderer,
             round_index=n,
-            shard_size=config.sample.shard_size,
             reference=store.checked(baseline) if baseline else None,
             out=out,
         )

@@ -224,13 +224,12 @@ def calibrate(
     for folder in out.values():
         folder.mkdir()
     asked, measured = draws(bench, prompts)
-    drawing: dict[str, Any] = {"renderer": bench.renderer, "shard_size": config.sample.shard_size}
     import pyarrow.parquet  # noqa: F401  # no part of the rate of the stage that happens to write first
 
     began = meter.read()
     engine = bench.engine(base)
     opened = meter.read()
-    samples = sampling.draw_all(asked, engine=engine, policy_round=0, out=out["sample"], **drawing)
+    samples = sampling.draw_all(bench.drawing, asked, engine=engine, policy_round=0, out=out["sample"])
     drawn = meter.read()
     kept = filtered(config, prompts, samples, out["filter"])
     sifted = meter.read()
@@ -253,10 +252,10 @@ def calibrate(
         config.evaluate,
         config.sandbox,
         measured,
+        bench.drawing,
         engine=engine,
         round_index=1,
         out=out["evaluate"],
-        **drawing,
     )
     looked = meter.read()
     evaluation.score_texts(engine, texts)
@@ -288,18 +287,11 @@ def draws(bench: Workbench, prompts: Sequence[Problem]) -> tuple[list[sampling.D
     Time is not proportional to the number of requests at once, so shards are not made smaller.
     """
     config = bench.config
-    common: dict[str, Any] = {
-        "renderer": bench.renderer,
-        "stop_token_ids": bench.stop_token_ids,
-        "run_seed": config.sample.seed,
-        "round_index": 1,
-    }
-    decoding = sampling.Decoding(
-        config.sample.temperature, config.sample.top_k, config.sample.top_p, config.sample.max_new_tokens
-    )
-    asked = sampling.plan(prompts, config.sample.samples_per_prompt, decoding=decoding, **common)
+    decoding = sampling.decoding_of(config.sample)
+    samples = config.sample.samples_per_prompt
+    asked = sampling.plan(bench.drawing, prompts, samples, decoding=decoding, round_index=1)
     counts = evaluation.sample_counts(config.evaluate, baseline=False)
-    measured = evaluation.plan_panels(config.evaluate, counts=counts, **common)
+    measured = evaluation.plan_panels(config.evaluate, bench.drawing, counts=counts, round_index=1)
     first, second = (
         spread(found, len(sampling.split_shards(found, config.sample.shard_size)[0]))
         for found in (asked, measured)

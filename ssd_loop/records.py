@@ -189,3 +189,11 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from the things that name it: run seed, round, purpose or prompt id, index."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text, or `limit` characters of it: its start and its end, where loops and cuts show."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ssd_loop import progress
-from ssd_loop.config import SampleConfig
+from ssd_loop.config import EvaluateConfig, SampleConfig
 from ssd_loop.durable import write_bytes
 from ssd_loop.engines import Completion, Engine, Request
 from ssd_loop.problems import Problem
@@ -45,23 +45,38 @@ class Decoding:
     max_new_tokens: int
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What all completions of a run share.
+
+    Attributes:
+        renderer: Turns tasks into prompt tokens and completions into text.
+        stop_token_ids: Every token that ends an answer.
+        run_seed: What the completions' own seeds are derived from.
+        shard_size: Requests that the engine gets at once.
+    """
+
+    renderer: Renderer
+    stop_token_ids: tuple[int, ...]
+    run_seed: int
+    shard_size: int
+
+
 def plan(
+    drawing: Drawing,
     problems: Sequence[Problem],
     samples: int,
     *,
     decoding: Decoding,
-    renderer: Renderer,
-    stop_token_ids: tuple[int, ...],
-    run_seed: int,
     round_index: int,
     first: int = 0,
 ) -> list[Draw]:
     """The draws for some problems, each with a seed of its own; `first` is the index of the first sample."""
     draws = []
     for problem in problems:
-        prompt_ids = renderer.prompt_ids(problem)
+        prompt_ids = drawing.renderer.prompt_ids(problem)
         for index in range(first, first + samples):
-            seed = completion_seed(run_seed, round_index, problem.panel, problem.id, index)
+            seed = completion_seed(drawing.run_seed, round_index, problem.panel, problem.id, index)
             request = Request(
                 prompt_token_ids=prompt_ids,
                 seed=seed,
@@ -69,10 +84,15 @@ def plan(
                 top_k=decoding.top_k,
                 top_p=decoding.top_p,
                 max_new_tokens=decoding.max_new_tokens,
-                stop_token_ids=stop_token_ids,
+                stop_token_ids=drawing.stop_token_ids,
             )
             draws.append(Draw(problem.panel, problem.id, index, request))
     return draws
+
+
+def decoding_of(config: SampleConfig | EvaluateConfig) -> Decoding:
+    """How a round samples, or how it is measured."""
+    return Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
 
 
 def completion_seed(run_seed: int, round_index: int, panel: str, prompt_id: str, index: int) -> int:
@@ -91,18 +111,12 @@ def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]
 
 
 def draw_all(
-    draws: Sequence[Draw],
-    *,
-    engine: Engine,
-    renderer: Renderer,
-    policy_round: int,
-    shard_size: int,
-    out: Path,
+    drawing: Drawing, draws: Sequence[Draw], *, engine: Engine, policy_round: int, out: Path
 ) -> list[Sample]:
     """Draw every completion, shard by shard, keeping finished shards under ``out/shards``."""
     rows: list[Sample] = []
     with progress.task("draw", len(draws), "samples") as task:
-        for number, shard in enumerate(split_shards(draws, shard_size)):
+        for number, shard in enumerate(split_shards(draws, drawing.shard_size)):
             path = out / SHARDS / f"{number:05d}.jsonl"
             if path.exists():
                 task.advance(len(shard))
@@ -110,7 +124,7 @@ def draw_all(
                 _draw_shard(shard, engine, path, task)
             # Read back also when just drawn: a resumed stage takes the same way to the same bytes.
             pairs = zip(shard, _read_shard(path), strict=True)
-            rows.extend(_sample(draw, done, renderer, policy_round) for draw, done in pairs)
+            rows.extend(_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs)
     return rows
 
 
@@ -146,10 +160,9 @@ def _sample(draw: Draw, done: Completion, renderer: Renderer, policy_round: int)
 def run(
     config: SampleConfig,
     prompts: Sequence[Problem],
+    drawing: Drawing,
     *,
     engine: Engine,
-    renderer: Renderer,
-    stop_token_ids: tuple[int, ...],
     round_index: int,
     policy_round: int,
     out: Path,
@@ -159,24 +172,11 @@ def run(
     Writes ``samples.parquet``.
     """
     draws = plan(
-        prompts,
-        config.samples_per_prompt,
-        decoding=Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens),
-        renderer=renderer,
-        stop_token_ids=stop_token_ids,
-        run_seed=config.seed,
-        round_index=round_index,
+        drawing, prompts, config.samples_per_prompt, decoding=decoding_of(config), round_index=round_index
     )
-    rows = draw_all(
-        draws,
-        engine=engine,
-        renderer=renderer,
-        policy_round=policy_round,
-        shard_size=config.shard_size,
-        out=out,
-    )
+    rows = draw_all(drawing, draws, engine=engine, policy_round=policy_round, out=out)
     write_rows(out / SAMPLES, Sample, rows)
-    return {**summary(rows), "template_sha256": renderer.template_sha256()}
+    return {**summary(rows), "template_sha256": drawing.renderer.template_sha256()}
 
 
 def summary(rows: Sequence[Sample]) -> Metrics:

@@ -7,7 +7,7 @@ What training gained is compared with what decoding alone could gain: the paper 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +17,13 @@ from ssd_loop.config import BaselinesConfig, EvaluateConfig, RunConfig, SampleCo
 from ssd_loop.durable import read_json, write_json
 from ssd_loop.engines import Engine
 from ssd_loop.gains import counts, rates
-from ssd_loop.prompts import Renderer
 from ssd_loop.records import derive_seed
-from ssd_loop.sampling import Decoding, Draw, plan
+from ssd_loop.sampling import Decoding, Draw, Drawing, decoding_of, plan
 from ssd_loop.store import Metrics
 
 STAGE_VERSION = 1
 SWEEP = "sweep.json"
 PANEL: Literal["heldout"] = "heldout"
-
-
-def measured(config: EvaluateConfig) -> Decoding:
-    """How every round is measured."""
-    return Decoding(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
 
 
 def as_sampled(sample: SampleConfig, config: EvaluateConfig) -> Decoding:
@@ -39,7 +33,7 @@ def as_sampled(sample: SampleConfig, config: EvaluateConfig) -> Decoding:
 
 def grid(sweep: BaselinesConfig, sample: SampleConfig, config: EvaluateConfig) -> list[Decoding]:
     """The points in order: as measured, as sampled, then the grid; equal ones once."""
-    points = [measured(config), as_sampled(sample, config)]
+    points = [decoding_of(config), as_sampled(sample, config)]
     points += [
         Decoding(t, k, p, config.max_new_tokens)
         for t, k, p in product(sweep.temperatures, sweep.top_k, sweep.top_p)
@@ -61,13 +55,10 @@ def run(
     samples: int,
     config: EvaluateConfig,
     sandbox: SandboxConfig,
+    drawing: Drawing,
     *,
     engine: Engine,
-    renderer: Renderer,
-    stop_token_ids: tuple[int, ...],
-    run_seed: int,
     round_index: int,
-    shard_size: int,
     out: Path,
 ) -> Metrics:
     """Measure the weights that the engine holds at every point; point i has sample indices from i N on.
@@ -79,27 +70,14 @@ def run(
         samples: N, completions per problem at each of them.
     """
     problems = evaluation.panel_problems(config, PANEL)
+    # Not the answers that chose the best round.
+    drawing = replace(drawing, run_seed=derive_seed(drawing.run_seed, "sweep"))
     draws: list[Draw] = []
     for index, point in enumerate(points):
-        draws += plan(
-            problems,
-            samples,
-            decoding=point,
-            renderer=renderer,
-            stop_token_ids=stop_token_ids,
-            run_seed=derive_seed(run_seed, "sweep"),  # not the answers that chose the best round
-            round_index=round_index,
-            first=index * samples,
-        )
+        first = index * samples
+        draws += plan(drawing, problems, samples, decoding=point, round_index=round_index, first=first)
     found, results, _ = evaluation.look(
-        config,
-        sandbox,
-        draws,
-        engine=engine,
-        renderer=renderer,
-        round_index=round_index,
-        shard_size=shard_size,
-        out=out,
+        config, sandbox, draws, drawing, engine=engine, round_index=round_index, out=out
     )
     ran = all(row.outcome != "not_run" for row in results)
     rows = []
@@ -125,7 +103,7 @@ def best(points: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(rated, key=lambda point: point["pass_at_1"]["mean"], default=None)
 
 
-def decoding_of(point: Mapping[str, Any]) -> Decoding:
+def point_decoding(point: Mapping[str, Any]) -> Decoding:
     """A point's settings."""
     return Decoding(point["temperature"], point["top_k"], point["top_p"], point["max_new_tokens"])
 

@@ -14,7 +14,7 @@ from ssd_loop import costs
 from ssd_loop.filtering import DROPPED
 from ssd_loop.monitors.decision import DECISION, Decision, read_decision
 from ssd_loop.place import round_name
-from ssd_loop.records import Dropped, read_rows
+from ssd_loop.records import Dropped, read_rows, shortened
 from ssd_loop.sampling import SAMPLES
 
 TABLE = "sample/texts"
@@ -76,14 +76,6 @@ def scalars(run_folder: Path, n: int, price_per_device_hour: float) -> Scalars:
 def chosen(prompt_ids: Iterable[str], count: int) -> list[str]:
     """So many prompts, the same ones in every round and every run: those whose ids' hashes come first."""
     return sorted(set(prompt_ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count]
-
-
-def shortened(text: str, limit: int) -> str:
-    """The text, or `limit` characters of it: its start and its end, where loops and cuts show."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
 
 
 def sample_rows(run_folder: Path, n: int) -> list[list[Any]]:

@@ -16,6 +16,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, ModelSize, Work
 from ssd_loop.engines import Completion, Engine, EngineName, Request, TokenScores, engine_name, open_engine
 from ssd_loop.prompts import Renderer
+from ssd_loop.sampling import Drawing
 from ssd_loop.training import TrainingRow
 
 T = TypeVar("T")
@@ -105,6 +106,12 @@ class Workbench:
     def stop_token_ids(self) -> tuple[int, ...]:
         """Every token that ends a turn."""
         return models.stop_token_ids(self.base.path)
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """What all completions of the run share."""
+        sample = self.config.sample
+        return Drawing(self.renderer, self.stop_token_ids, sample.seed, sample.shard_size)
 
     @cached_property
     def device(self) -> str:

@@ -20,7 +20,7 @@ from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import PINNED_DATE, PINNED_DAY, Renderer
-from ssd_loop.sampling import Decoding
+from ssd_loop.sampling import Decoding, Drawing
 from ssd_loop.training import IGNORED, TrainingRow, example
 from ssd_loop.workbench import Workbench
 from tests import tiny
@@ -246,12 +246,10 @@ def test_sampling_and_evaluation_ask_with_the_same_ids(template: str) -> None:
     assert evaluation.plan is sampling.plan
     speaker = renderer(template)
     draws = sampling.plan(
+        Drawing(speaker, stops(speaker, template), run_seed=0, shard_size=8),
         [TASK],
         2,
         decoding=Decoding(1.0, 20, 0.8, 16),
-        renderer=speaker,
-        stop_token_ids=stops(speaker, template),
-        run_seed=0,
         round_index=1,
     )
     assert [draw.request.prompt_token_ids for draw in draws] == [speaker.prompt_ids(TASK)] * 2

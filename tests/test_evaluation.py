@@ -35,6 +35,7 @@ from ssd_loop.monitors.richness import distinct_at_m
 from ssd_loop.problems import load_panel
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Result, Sample, TextScore, Trait, read_rows
+from ssd_loop.sampling import Drawing
 from ssd_loop.sandbox import Limits
 from tests import tiny
 from tests.rows import ScriptedEngine, fenced, function, result, sample
@@ -212,22 +213,16 @@ def test_a_whole_evaluation_writes_its_files_and_later_rounds_share_the_referenc
 
     def measured(n: int, out: Path, reference: Path | None) -> dict[str, object]:
         out.mkdir()
-        draws = plan_panels(
-            config,
-            counts=sample_counts(config, baseline=reference is None),
-            renderer=renderer,
-            stop_token_ids=(2,),
-            run_seed=0,
-            round_index=n,
-        )
+        drawing = Drawing(renderer, stop_token_ids=(2,), run_seed=0, shard_size=8)
+        counts = sample_counts(config, baseline=reference is None)
+        draws = plan_panels(config, drawing, counts=counts, round_index=n)
         return evaluation.run(
             config,
             SandboxConfig(execute=False),
             draws,
+            drawing,
             engine=ScriptedEngine(),
-            renderer=renderer,
             round_index=n,
-            shard_size=8,
             reference=reference,
             out=out,
         )

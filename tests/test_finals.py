@@ -18,7 +18,7 @@ from ssd_loop.evaluation import panel_problems
 from ssd_loop.finals import Plan, compared, parses
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Result, Sample, read_rows
-from ssd_loop.sampling import SAMPLES, Decoding
+from ssd_loop.sampling import SAMPLES, Decoding, Drawing
 from tests import tiny
 from tests.rows import ScriptedEngine, fenced, function
 
@@ -65,12 +65,9 @@ def final(config: EvaluateConfig, renderer: Renderer, out: Path, wanted: Plan) -
         wanted,
         config,
         SandboxConfig(),
+        Drawing(renderer, stop_token_ids=(2,), run_seed=0, shard_size=8),
         engine=engine,
-        renderer=renderer,
-        stop_token_ids=(2,),
-        run_seed=0,
         round_index=0,
-        shard_size=8,
         out=out,
     )
     return {"metrics": metrics, "asked": [r for batch in engine.asked for r in batch], **finals.read(out)}
@@ -194,19 +191,16 @@ def test_a_sweep_tells_its_points_apart(config: EvaluateConfig, renderer: Render
         2,
         config,
         SandboxConfig(),
+        Drawing(renderer, stop_token_ids=(2,), run_seed=0, shard_size=8),
         engine=Numbers(renderer=renderer),
-        renderer=renderer,
-        stop_token_ids=(2,),
-        run_seed=0,
         round_index=0,
-        shard_size=8,
         out=tmp_path,
     )
     found = sweeping.read(tmp_path)
     assert [row["pass_at_1"]["mean"] for row in found["points"]] == [0.0, 1.0, 1.0]
     top = sweeping.best(found["points"])
     assert top is not None
-    assert sweeping.decoding_of(top) == COOL  # the first of equal ones
+    assert sweeping.point_decoding(top) == COOL  # the first of equal ones
     assert (metrics["best_temperature"], metrics["best_pass_at_1"]) == (0.2, 1.0)
     assert len(read_rows(tmp_path / SAMPLES, Sample)) == 3 * 2 * len(panel_problems(config, "heldout"))
 

@@ -20,6 +20,7 @@ from ssd_loop.records import (
     derive_seed,
     from_plain,
     read_rows,
+    shortened,
     write_rows,
 )
 
@@ -113,3 +114,12 @@ def test_seeds_differ_with_each_part_and_fit_63_bits() -> None:
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed("ab", "c") != derive_seed("a", "bc")
+
+
+def test_a_long_text_is_shown_from_both_ends() -> None:
+    assert shortened("abc", 3) == "abc"
+    assert shortened("a" * 600 + "b" * 1400, 1000).split("\n") == [
+        "a" * 500,
+        "[... 1,000 characters left out ...]",
+        "b" * 500,
+    ]

@@ -593,14 +593,6 @@ def test_too_many_samples_are_thinned_evenly_and_that_is_said(run_of_three: Path
     assert 3 <= small.prompts < 44
 
 
-def test_long_texts_lose_their_middle() -> None:
-    text = browser.shortened("a" * 5000 + "b" * 5000)
-    assert text.startswith("a" * 3000)
-    assert text.endswith("b" * 3000)
-    assert "4,000 characters left out" in text
-    assert browser.shortened("short") == "short"
-
-
 # Damage.
 
 

@@ -12,7 +12,7 @@ from ssd_loop.config import SampleConfig
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample, read_rows
-from ssd_loop.sampling import Decoding, Draw, draw_all, plan, split_shards, summary
+from ssd_loop.sampling import Decoding, Draw, Drawing, draw_all, plan, split_shards, summary
 from ssd_loop.store import SHARDS
 from tests import tiny
 from tests.rows import ScriptedEngine, sample
@@ -31,16 +31,12 @@ def prompts(count: int, panel: str = "train") -> list[Problem]:
     return [Problem(panel=panel, id=f"p{i}", kind="text", prompt=f"Task {i}") for i in range(count)]
 
 
+def drawing(renderer: Renderer, seed: int = 0) -> Drawing:
+    return Drawing(renderer, STOPS, run_seed=seed, shard_size=8)
+
+
 def draws(renderer: Renderer, count: int = 20, samples: int = 2, seed: int = 0, n: int = 1) -> list[Draw]:
-    return plan(
-        prompts(count),
-        samples,
-        decoding=DECODING,
-        renderer=renderer,
-        stop_token_ids=STOPS,
-        run_seed=seed,
-        round_index=n,
-    )
+    return plan(drawing(renderer, seed), prompts(count), samples, decoding=DECODING, round_index=n)
 
 
 def test_every_prompt_is_asked_as_often_as_wanted_and_as_rendered(renderer: Renderer) -> None:
@@ -84,9 +80,7 @@ def test_shards_are_even_and_never_small(size: int) -> None:
 
 def test_completions_become_rows_in_order(renderer: Renderer, tmp_path: Path) -> None:
     asked = draws(renderer, 10, 2)
-    rows = draw_all(
-        asked, engine=ScriptedEngine(), renderer=renderer, policy_round=4, shard_size=8, out=tmp_path
-    )
+    rows = draw_all(drawing(renderer), asked, engine=ScriptedEngine(), policy_round=4, out=tmp_path)
     assert [(r.prompt_id, r.sample_index, r.seed) for r in rows] == [
         (d.prompt_id, d.sample_index, d.request.seed) for d in asked
     ]
@@ -101,7 +95,7 @@ def test_a_killed_stage_goes_on_after_its_last_whole_shard(renderer: Renderer, t
     asked = draws(renderer, 20, 2)
 
     def drawn(engine: ScriptedEngine, out: Path) -> list[Sample]:
-        return draw_all(asked, engine=engine, renderer=renderer, policy_round=0, shard_size=8, out=out)
+        return draw_all(drawing(renderer), asked, engine=engine, policy_round=0, out=out)
 
     unbroken = drawn(ScriptedEngine(), tmp_path / "unbroken")
     with pytest.raises(KeyboardInterrupt):
@@ -117,9 +111,8 @@ def test_the_stage_writes_its_samples_and_counts(renderer: Renderer, tmp_path: P
     metrics = sampling.run(
         config,
         prompts(4),
+        drawing(renderer, 5),
         engine=ScriptedEngine(),
-        renderer=renderer,
-        stop_token_ids=STOPS,
         policy_round=1,
         round_index=2,
         out=tmp_path,

@@ -35,7 +35,6 @@ from ssd_loop.tracking_views import (
     decided,
     sample_rows,
     sections,
-    shortened,
     spent,
     workspace,
 )
@@ -211,15 +210,6 @@ def test_the_same_prompts_are_shown_whatever_their_order_and_company() -> None:
     assert set(chosen([*ids, *ids, "another"], 32)) <= {*shown, "another"}
     assert chosen(ids[:3], 32) == chosen(ids[2::-1], 32)
     assert shown != sorted(shown)
-
-
-def test_a_long_text_is_shown_from_both_ends() -> None:
-    assert shortened("abc", 3) == "abc"
-    assert shortened("a" * 600 + "b" * 1400, 1000).split("\n") == [
-        "a" * 500,
-        "[1,000 characters left out]",
-        "b" * 500,
-    ]
 
 
 def test_samples_are_shown_with_what_the_filter_said(tmp_path: Path) -> None:

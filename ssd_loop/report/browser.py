@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssd_loop import evaluation, filtering, sampling
-from ssd_loop.records import Dropped, Result
+from ssd_loop.records import Dropped, Result, shortened
 from ssd_loop.report.shelf import Shelf
 
 PER_ROUND = 8  # of one prompt's samples in one round
@@ -141,7 +141,7 @@ def _entries(shelf: Shelf, drawn: _Drawn, chosen: Collection[Key]) -> list[dict[
                 index = row["sample_index"]
                 state = states.get((*key, index), "")
                 cut = row["finish_reason"] == "length"
-                rows[key].append([n, index, state, cut, shortened(row["text"])])
+                rows[key].append([n, index, state, cut, shortened(row["text"], MOST_CHARACTERS)])
         if any(key not in tokens for key in chosen):
             tokens |= _prompt_tokens(path, some, chosen, tokens)
     texts = _decoded(shelf, tokens)
@@ -155,14 +155,6 @@ def _entries(shelf: Shelf, drawn: _Drawn, chosen: Collection[Key]) -> list[dict[
         }
         for panel, prompt in order
     ]
-
-
-def shortened(text: str) -> str:
-    """The text, or its beginning and end where it is too long for a page."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    half = MOST_CHARACTERS // 2
-    return f"{text[:half]}\n\n[... {len(text) - 2 * half:,} characters left out ...]\n\n{text[-half:]}"
 
 
 def _filtered(shelf: Shelf, n: int) -> dict[tuple[str, str, int], str]:
@@ -205,10 +197,11 @@ def _decoded(shelf: Shelf, tokens: Mapping[Key, Sequence[int]]) -> dict[Key, str
     path = next((path for n in merged if (path := shelf.file(n, "merge", TOKENIZER))), None)
     if path is None:
         shelf.missing.append(
-            "prompts as text: no merged model with a tokenizer, so the browser shows their ids"
+            "prompts as text: no merged model with a tokenizer, so the browser shows their names alone"
         )
         return {}
     tokenizer = Tokenizer.from_file(str(path))
     return {
-        key: shortened(tokenizer.decode(list(ids), skip_special_tokens=False)) for key, ids in tokens.items()
+        key: shortened(tokenizer.decode(list(ids), skip_special_tokens=False), MOST_CHARACTERS)
+        for key, ids in tokens.items()
     }

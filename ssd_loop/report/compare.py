@@ -11,6 +11,7 @@ from markupsafe import Markup
 from ssd_loop import durable, finals
 from ssd_loop.checkpoints import PROMPTS
 from ssd_loop.errors import ConfigError
+from ssd_loop.finals import rival
 from ssd_loop.gains import Difference, points
 from ssd_loop.place import existing
 from ssd_loop.report import account, grids, pictures, recipe
@@ -177,8 +178,7 @@ def final(pair: Sequence[Account]) -> dict[str, Any] | None:
     if not rivals:
         return None
     cells = [
-        [grids.rival(r), *(points(Difference(**of[r])) if r in of else NONE for of in compared)]
-        for r in rivals
+        [rival(r), *(points(Difference(**of[r])) if r in of else NONE for of in compared)] for r in rivals
     ]
     rows = [
         interval(found.run, of[account.BAR], is_part=bool(place))

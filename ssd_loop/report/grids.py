@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssd_loop import evaluation
+from ssd_loop import costs, evaluation
+from ssd_loop.finals import rival
 from ssd_loop.gains import Difference, points, share
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.report.trends import Trend
@@ -179,11 +180,6 @@ def compared(final: Mapping[str, Any]) -> Grid:
     )
 
 
-def rival(name: str) -> str:
-    """What the best round is held against, by its name in `finals.compared`."""
-    return "both as measured" if name.endswith("both") else f"base, {name}"
-
-
 def swept(sweeps: Mapping[int, Mapping[str, Any]]) -> Grid:
     """Held-out pass@1 at every point of the sweeps."""
     rows: dict[str, list[str]] = {}
@@ -237,14 +233,13 @@ def cost_by_stage(ledger: Mapping[str, Any]) -> Grid:
 
 
 def _cost(entry: Mapping[str, Any]) -> list[str]:
+    told = costs.told(entry)
     tokens = [entry[f"{kind}_tokens"] for kind in TOKENS]
     return [
-        f"{entry['seconds']:,.0f}",
-        f"{entry['device_hours']:.3f}",
-        NONE if entry["busy_share"] is None else f"{entry['busy_share']:.0%}",
+        *(told[name] for name in ("seconds", "device-hours", "busy")),
         *(f"{n:,}" if n else NONE for n in tokens),
-        f"{entry['flops']:.2e}" if entry["flops"] else NONE,
-        *([] if entry["money"] is None else [f"{entry['money']:,.2f}"]),
+        told["FLOPs"],
+        *([] if entry["money"] is None else [told["money"]]),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ssd_loop.finals import rival
 from ssd_loop.gains import CHOSEN, Difference, points, share
 
 WIDTH = 24  # of a bar that stands for the best point
@@ -54,11 +55,9 @@ def show_final(final: Mapping[str, Any], console: Console) -> None:
         cells = [cell for side in ("base", "trained") for cell in _arm(final[side].get(arm))]
         table.add_row(arm, *cells)
     console.print(table)
-    for rival, difference in final["compared"].items():
-        against = "both at the settings of every round" if rival.endswith("both") else f"base, {rival}"
-        console.print(
-            f"  round {final['round']} against {against}: {points(Difference(**difference))}", markup=False
-        )
+    for name, difference in final["compared"].items():
+        against = f"round {final['round']} against {rival(name)}"
+        console.print(f"  {against}: {points(Difference(**difference))}", markup=False)
 
 
 def _arm(arm: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ssd_loop.finals import rival
 from ssd_loop.report import grids, pictures, recipe
 from ssd_loop.report.account import Account
 from ssd_loop.report.grids import Grid
@@ -94,7 +95,7 @@ def baselines(found: Account) -> dict[str, Any]:
             "arms": grids.arms(final),
             "compared": grids.compared(final),
             "forest": pictures.forest(
-                [interval(grids.rival(rival), value) for rival, value in final["compared"].items()],
+                [interval(rival(name), value) for name, value in final["compared"].items()],
                 name="rivals",
                 title=f"Round {final['round']} at its best decoding against each way of decoding the base",
                 x_label="percentage points of pass@1",
