@@ -11,7 +11,7 @@ import numpy as np
 from ssd_loop.config import FilterConfig, FilterName
 from ssd_loop.errors import StageFailedError
 from ssd_loop.programs import canonical_hash, extract_code, is_stub, parse
-from ssd_loop.records import Dropped, Sample, write_rows
+from ssd_loop.records import Dropped, Sample, quantiles, write_rows
 from ssd_loop.store import Metrics
 
 STAGE_VERSION = 1
@@ -150,6 +150,9 @@ def run(
 ) -> Metrics:
     """Write ``kept.parquet`` and ``dropped.parquet``.
 
+    The metrics have quantiles over the kept samples of their mean negative log-likelihood, nats per token,
+    under the law that drew them.
+
     Raises:
         StageFailedError: nothing is left to train on.
     """
@@ -165,9 +168,12 @@ def run(
     write_rows(out / KEPT, Sample, kept)
     write_rows(out / DROPPED, Dropped, dropped)
     counts = Counter(row.reason for row in dropped)
+    # How surprising the training set is to the model that wrote it: it narrows before pass rates do.
+    nll = [-sample.logprob / max(len(sample.token_ids), 1) for sample in kept]
     return {
         "kept": len(kept),
         "kept_share": len(kept) / len(samples),
         "kept_tokens": sum(len(sample.token_ids) for sample in kept),
+        **quantiles("nll", nll),
         **{f"dropped_{name}": counts[name] for name in expand(config.filters)},
     }

@@ -7,16 +7,18 @@ always written from rows, never from a table that was read back, because that ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 Outcome = Literal["passed", "failed", "timeout", "crashed", "no_code", "not_run"]
 ROWS_PER_GROUP = 1024
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -197,3 +199,9 @@ def shortened(text: str, limit: int) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+
+
+def quantiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Some quantiles of values as metrics: ``{name}_q05`` and so on."""
+    found = np.quantile(values, QUANTILES)
+    return {f"{name}_q{round(100 * q):02d}": float(v) for q, v in zip(QUANTILES, found, strict=True)}

@@ -23,6 +23,7 @@ from ssd_loop.config import TrainConfig
 from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
 from ssd_loop.monitors import cliff
+from ssd_loop.records import quantiles
 
 STAGE_VERSION = 1  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
@@ -151,7 +152,7 @@ def reading_order(lengths: Sequence[int], *, batch_size: int, epochs: int, seed:
 def _metrics(
     steps: Sequence[_Step], ordered: Sequence[TrainingRow], batch_size: int
 ) -> dict[str, float | int]:
-    """What the training says of itself; means are over completion tokens."""
+    """What the training says of itself; means are over completion tokens, quantiles over optimiser steps."""
     ordered = ordered[: len(steps) * batch_size]  # a cliff ends training early
     if not steps:
         return {"steps": 0, "tokens_trained": 0, "tokens_total": 0}
@@ -166,6 +167,7 @@ def _metrics(
         "loss_last": steps[-1].loss,
         "loss_mean": mean(step.loss for step in steps),
         "entropy_mean": mean(step.entropy for step in steps),
+        **quantiles("entropy", [step.entropy for step in steps]),
         "grad_norm_max": max(step.grad_norm for step in steps),
         "steps": len(steps),
         "tokens_trained": sum(counts),

@@ -122,10 +122,10 @@ def test_raw_does_not_repeat_a_filter() -> None:
 
 def test_what_is_written_and_counted(tmp_path: Path) -> None:
     rows = [
-        sample(GOOD, sample_index=0, token_ids=(1, 2, 3)),
+        sample(GOOD, sample_index=0, token_ids=(1, 2, 3), logprob=-3.0),
         sample("", sample_index=1),
         sample(STUB, sample_index=2),
-        sample(GOOD, sample_index=3, token_ids=(1, 2)),
+        sample(GOOD, sample_index=3, token_ids=(1, 2), logprob=-4.0),
         sample("", sample_index=4),
     ]
     metrics = filtering.run(FilterConfig(filters=("raw", "truncated")), rows, out=tmp_path)
@@ -140,6 +140,7 @@ def test_what_is_written_and_counted(tmp_path: Path) -> None:
         "kept": 2,
         "kept_share": 0.4,
         "kept_tokens": 5,
+        **{f"nll_q{q:02d}": pytest.approx(1 + q / 100) for q in (5, 25, 50, 75, 95)},  # of 1 and 2 nats
         "dropped_empty": 2,
         "dropped_stub": 1,
         "dropped_truncated": 0,
