@@ -338,3 +338,30 @@ def test_draws_follow_the_law_and_not_the_neighbours():
     assert frequencies[3:].sum() == 0
     alone = draw(logits[7:8], *(s[7:8] for s in settings), [torch.Generator().manual_seed(7)])
     assert alone == drawn[7]
+
+
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_fused_norms_compute_what_vllm_defines(dtype):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    code = (
+        "import sys, torch\n"
+        "from vllm import ir\n"
+        "from ssd_loop.engines import vllm_kernels as ours\n"
+        "torch.manual_seed(0)\n"
+        "kind = getattr(torch, sys.argv[1])\n"
+        "x, residual = (torch.randn(5, 96).to(kind) for _ in range(2))\n"
+        "weight = torch.rand(96).to(kind)\n"
+        "assert ours.fits_fused_norm(x, residual, weight, 1e-5)\n"
+        "assert not ours.fits_norm(x[:, ::3], weight[::3], 1e-5)\n"
+        "close = {'rtol': 2e-2, 'atol': 0.0} if sys.argv[1] == 'bfloat16' else {'rtol': 1e-5, 'atol': 0.0}\n"
+        "native = ir.ops.rms_norm.impls['native'].impl_fn(x, weight, 1e-5)\n"
+        "torch.testing.assert_close(ours.rms_norm.impl_fn(x, weight, 1e-5), native, **close)\n"
+        "both = ir.ops.fused_add_rms_norm.impls['native'].impl_fn(x, residual, weight, 1e-5)\n"
+        "for mine, theirs in zip(ours.fused_add_rms_norm.impl_fn(x, residual, weight, 1e-5), both):\n"
+        "    torch.testing.assert_close(mine, theirs, **close)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, dtype], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -96,6 +96,7 @@ def start(
     if device == "cpu":
         import torch
 
+        from ssd_loop.engines import vllm_kernels
         from ssd_loop.engines.vllm_truncation import FastTruncation
 
         # vLLM compiles a few helpers even in eager mode: seconds at every start, and a C++ compiler to have.
@@ -111,6 +112,7 @@ def start(
             "kv_cache_memory_bytes": kv_cache_bytes(model_dir, dtype, max_model_len),
             "distributed_executor_backend": "uni",
             "logits_processors": [FastTruncation],
+            "ir_op_priority": vllm_kernels.PRIORITY,
         }
     else:
         settings |= {
