@@ -182,6 +182,28 @@ def test_output_is_decoded_leniently(backend: str) -> None:
     assert printed("import sys; sys.stdout.buffer.write(b'a\\xffb')") == "a\ufffdb"
 
 
+def test_what_honest_programs_do_is_let_through() -> None:
+    """The filter of system calls refuses nothing that the standard library needs."""
+    source = (
+        "import asyncio, mmap, multiprocessing, os, shutil, socket, sqlite3, subprocess, tempfile, threading\n"
+        "def double(x): return 2 * x\n"
+        "with multiprocessing.Pool(2) as pool: print(pool.map(double, [1, 2]))\n"
+        "asyncio.run(asyncio.create_subprocess_exec('true'))\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    with socket.create_connection(server.getsockname()) as one:\n"
+        "        one.sendall(b'x'); print(server.accept()[0].recv(1))\n"
+        "print(socket.socketpair(), file=open(os.devnull, 'w'))\n"
+        "sqlite3.connect('data').execute('create table t (x)')\n"
+        "mmap.mmap(-1, 4096).write(b'x')\n"
+        "with tempfile.NamedTemporaryFile() as file: shutil.copy2(file.name, 'copy')\n"
+        "os.chmod('copy', 0o700); os.sync()\n"
+        "print(subprocess.run('sort | uniq -c', shell=True, input=b'a\\na\\n', capture_output=True,"
+        " start_new_session=True).stdout.split())\n"
+        "thread = threading.Thread(target=print, args=('thread',)); thread.start(); thread.join()\n"
+    )
+    assert printed(source).splitlines() == ["[2, 4]", "b'x'", "[b'2', b'a']", "thread"]
+
+
 # --- how each ending is named
 
 
