@@ -1,7 +1,7 @@
-"""python benchmarks/sandbox_throughput.py [--programs 120] [--repeats 5] [--workers 2 4] [--json]: the sandbox's rate.
+"""python benchmarks/sandbox_throughput.py [--programs 120] [--repeats 5] [--workers 2 4] [--json].
 
-Runs small programs, each in a sandbox of its own. Prints programs per second, the median of the repeats, for
-each number of workers, and the processor time of one program, which does not depend on what else runs.
+The rate of the sandbox: runs small programs, each in a sandbox of its own. Prints programs per second, the
+median of the repeats, for each number of workers, and the processor time of one program.
 """
 
 import argparse

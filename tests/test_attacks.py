@@ -83,13 +83,14 @@ class Host:
         if (self.file.read_text(), stat.S_IMODE(about.st_mode), about.st_mtime) != ("secret", 0o600, 1e9):
             found.append("the file changed")
         found += [f"a new {path.name}" for path in self.file.parent.iterdir() if path.name not in KNOWN]
-        if self.sibling.poll() is not None or os.getpriority(os.PRIO_PROCESS, self.sibling.pid) != 0:
+        if self.sibling.poll() is not None or os.getpriority(os.PRIO_PROCESS, self.sibling.pid) == LOWEST:
             found.append("the sibling")
         found += [f"process {line}" for line in command_lines() if str(self.told()["left_over"]) in line]
         return found
 
 
 KNOWN = {"file", "socket"}
+LOWEST = 19  # the priority that an attack tries to give
 
 
 def command_lines() -> Iterator[str]:

@@ -185,7 +185,8 @@ def test_output_is_decoded_leniently(backend: str) -> None:
 def test_what_honest_programs_do_is_let_through() -> None:
     """The filter of system calls refuses nothing that the standard library needs."""
     source = (
-        "import asyncio, mmap, multiprocessing, os, shutil, socket, sqlite3, subprocess, tempfile, threading\n"
+        "import asyncio, mmap, multiprocessing, os, shutil, socket, sqlite3, subprocess, tempfile\n"
+        "import threading, time\n"
         "def double(x): return 2 * x\n"
         "with multiprocessing.Pool(2) as pool: print(pool.map(double, [1, 2]))\n"
         "asyncio.run(asyncio.create_subprocess_exec('true'))\n"
@@ -193,6 +194,7 @@ def test_what_honest_programs_do_is_let_through() -> None:
         "    with socket.create_connection(server.getsockname()) as one:\n"
         "        one.sendall(b'x'); print(server.accept()[0].recv(1))\n"
         "print(socket.socketpair(), file=open(os.devnull, 'w'))\n"
+        "locks = [multiprocessing.Lock() for _ in range(20)]; time.sleep(0.2)\n"
         "sqlite3.connect('data').execute('create table t (x)')\n"
         "mmap.mmap(-1, 4096).write(b'x')\n"
         "with tempfile.NamedTemporaryFile() as file: shutil.copy2(file.name, 'copy')\n"

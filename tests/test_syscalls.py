@@ -15,7 +15,8 @@ TABLES = (
     *(syscalls.MISSING, syscalls.PRETENDED, syscalls.REFUSED_IN_SIGHT, syscalls.PRETENDED_IN_SIGHT),
     *(syscalls.UNSUPPORTED_IN_SIGHT, syscalls.REFUSED_UNSCOPED),
 )
-OLD = "iopl ioperm uselib modify_ldt chmod chown lchown utime utimes futimesat".split()
+# Only in the older numbering, of x86_64.
+OLD = ["iopl", "ioperm", "uselib", "modify_ldt", "chmod", "chown", "lchown", "utime", "utimes", "futimesat"]
 MOST_INSTRUCTIONS = 4096  # BPF_MAXINSNS, linux/bpf_common.h
 
 

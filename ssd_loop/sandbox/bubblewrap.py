@@ -78,6 +78,7 @@ class Launcher:
             stdin_fd=stdin_fd,
             fds=(channel_fd, *filter_fds),
             home="/tmp",
+            supervisors=2,  # bubblewrap and the shell inside
         )
 
     def reason_unavailable(self, complaint: str) -> str:

@@ -100,7 +100,7 @@ def main(job: dict[str, Any], channel_fd: int) -> None:
     job ended by itself, its threads were joined and its own callbacks ran.
     """
     if job["restrict"] is not None:
-        _restrict(**job["restrict"])
+        _restrict(**job["restrict"], channel_fd=channel_fd)
     _set_limits(job["limits"])
     owner = os.getpid()
     ended = False
@@ -264,8 +264,8 @@ def _read_exactly(fd: int, size: int) -> bytes | None:
     return data
 
 
-def _restrict(close: int, ruleset: int, filters: tuple[bytes, ...]) -> None:
-    """Enters a Landlock domain, then loads the filters of system calls, for good and for all children.
+def _restrict(close: int, ruleset: int, filters: tuple[bytes, ...], channel_fd: int) -> None:
+    """Goes on in a child, in a Landlock domain and behind filters of system calls; this process waits for it.
 
     Where there are no namespaces; under bubblewrap nothing is left to do. Source: seccomp(2), landlock(7),
     PR_SET_CHILD_SUBREAPER(2const).
@@ -291,6 +291,13 @@ def _restrict(close: int, ruleset: int, filters: tuple[bytes, ...]) -> None:
 
     os.close(close)
     control(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans stay below this process, where they are counted
+    program = os.fork()
+    if program:
+        os.close(channel_fd)
+        while (ended := os.wait())[0] != program:
+            pass
+        status = os.waitstatus_to_exitcode(ended[1])
+        os._exit(status if status >= 0 else 128 - status)  # as a shell says it
     control(38, 1)  # PR_SET_NO_NEW_PRIVS
     accept(libc.syscall(446, ruleset, 0))  # landlock_restrict_self
     os.close(ruleset)

@@ -18,6 +18,7 @@ from landlockpy import AccessFS, LandlockError, Ruleset, Scope, abi_version
 from ssd_loop.errors import SandboxUnavailableError
 from ssd_loop.sandbox.launching import (
     ENVIRONMENT,
+    FOLDER_PREFIX,
     LINKS_INTO_USR,
     LOAD_DRIVER,
     READABLE,
@@ -78,7 +79,7 @@ class Launcher:
             channel_fd: Over which it gets its job.
             stdin_fd: What the program reads.
         """
-        folder = Path(tempfile.mkdtemp(prefix="ssd_loop-")).resolve()
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX)).resolve()
         kept.callback(_remove, folder)
         if self.as_root:
             os.chown(folder, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
@@ -97,6 +98,7 @@ class Launcher:
             stdin_fd=leash,
             fds=(channel_fd, ruleset_fd, stdin_fd),
             home=str(folder),
+            supervisors=3,  # the shell, its own child, and the driver that waits for the program
             restrict={
                 "close": stdin_fd,
                 "ruleset": ruleset_fd,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 UNPRIVILEGED_ID = 65534
+FOLDER_PREFIX = "ssd_loop-"  # of a program's folder, where it lies on the machine's own file system
 FIRST_FREE_FD = 10  # the shells that supervise redirect by number, and have one digit for it
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -52,6 +53,7 @@ class Start:
         stdin_fd: Its standard input, which need not be the program's.
         fds: Further open files that it inherits.
         home: The folder in which the program runs, as the program sees it.
+        supervisors: Processes that are ours and come first in the group; what ran before them became them.
         restrict: What the driver inside still has to do to itself before it runs the program.
         folder: `home` on this machine, where that is no file system of the sandbox's own. Then there are no
             process numbers of its own either, and the process group is all there is to stop.
@@ -63,6 +65,7 @@ class Start:
     stdin_fd: int
     fds: tuple[int, ...]
     home: str
+    supervisors: int
     restrict: dict[str, Any] | None = None
     folder: Path | None = None
     other_processes: int = 0

@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from ssd_loop.sandbox import bubblewrap, landlock
 from ssd_loop.sandbox.launching import renumbered, sealed_file
-from ssd_loop.sandbox.processes import children_of, disk_mib, group_of, usage_of
+from ssd_loop.sandbox.processes import children_of, disk_mib, group_of, hidden_in, usage_of
 
-Stop = Literal["timeout", "memory", "processes", "files", "output", "protocol", "over"]
+Stop = Literal["timeout", "memory", "processes", "output", "protocol", "over"]
 Launcher = bubblewrap.Launcher | landlock.Launcher
 
 TICK_S = 0.05  # between two looks at a group; what a hog can touch in between is under 200 MiB
@@ -35,8 +35,6 @@ GRACE_S = 2.0  # from killing what runs inside to killing bubblewrap itself
 CHUNK_BYTES = 1 << 16
 MESSAGES_KIB = 1024  # results of one program
 OPEN_FILES = 64
-# bubblewrap and the shell inside, or the shell and its own child; what ran before them became them.
-OWN_PROCESSES = 2
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ class Child:
             self._channel = self._channel.dup()
             self._kept = kept.pop_all()
         self._folder = start.folder
+        self._supervisors = start.supervisors
         rlimits = _rlimits(limits, start.other_processes)
         about = {"token": self.token, "home": start.home, "restrict": start.restrict, "limits": rlimits}
         self.send((_code(), {**job, **about}))
@@ -210,10 +209,10 @@ class Child:
                 self.stop("timeout")
             elif memory_mib > self.limits.memory_mib:
                 self.stop("memory")
-            elif processes > self.limits.processes + OWN_PROCESSES:
+            elif processes > self.limits.processes + self._supervisors:
                 self.stop("processes")
-            elif self._folder is not None and disk_mib(self._folder, group) > self.limits.tmp_mib:
-                self.stop("files")
+            elif self._hides_too_much(group):
+                self.stop("memory")
 
     @property
     def new_messages(self) -> list[list[Any]]:
@@ -230,6 +229,20 @@ class Child:
             return []
         self.messages += fresh
         return fresh
+
+    def _hides_too_much(self, group: Sequence[int]) -> bool:
+        if not self.messages:  # not set up yet: what is seen are the machine's own files and sockets
+            return False
+        programs = group[self._supervisors :]
+        try:
+            if self._folder is None:
+                # All that bubblewrap's child has is the sandbox's own.
+                return len(group) > 1 and hidden_in(programs, group[1]).is_too_much
+            if hidden_in(programs, None).is_too_much:
+                return True
+            return disk_mib(self._folder, programs) > self.limits.tmp_mib
+        except PermissionError:  # a process closed itself to us, who are of the same user
+            return True
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError):

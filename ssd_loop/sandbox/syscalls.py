@@ -37,7 +37,7 @@ REFUSED: Mapping[str, str] = {
     "fsconfig fsmount fspick mount_setattr",
     "files by handle, past every mount": "open_by_handle_at name_to_handle_at",
     "kernel programs, keys and counters": "bpf perf_event_open keyctl add_key request_key userfaultfd "
-    "fanotify_init fanotify_mark lookup_dcookie",
+    "fanotify_init fanotify_mark inotify_add_watch lookup_dcookie",
     "the machine": "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff "
     "syslog acct quotactl quotactl_fd settimeofday clock_settime clock_adjtime adjtimex sethostname "
     "setdomainname iopl ioperm vhangup nfsservctl uselib modify_ldt personality io_setup",
@@ -52,12 +52,18 @@ PRETENDED = "sync syncfs"
 CLONE_NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 # asm-generic/ioctls.h: typing into a terminal.
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+# asm-generic/mman-common.h and linux/fcntl.h: pages from the machine's reserve of huge ones; pages pushed out
+# to disk, where they do not count as resident; larger buffers in pipes.
+MAP_SHARED, MAP_HUGETLB = 0x01, 0x40000
+MADV_COLD, MADV_PAGEOUT = 20, 21
+F_SETPIPE_SZ = 1031
+# Shared memory outlives its mapping where a page of it stays mapped, and then counts nowhere: each piece is
+# bounded here, and their number by the watch on the group.
+SHARED_PIECE_BYTES = 64 << 20
 PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 # Without namespaces the machine's own processes, files and sockets are in sight.
-REFUSED_IN_SIGHT = (
-    "socket inotify_add_watch pidfd_open pidfd_send_signal sched_setscheduler sched_setattr ioprio_set"
-)
+REFUSED_IN_SIGHT = "socket pidfd_open pidfd_send_signal sched_setscheduler sched_setattr ioprio_set"
 # As if done: they would take a process out of the group that is stopped as one, or change files of the
 # same user that can only be read, which Landlock does not watch. Programs copy modes and times with files.
 PRETENDED_IN_SIGHT = (
@@ -67,8 +73,6 @@ PRETENDED_IN_SIGHT = (
 UNSUPPORTED_IN_SIGHT = "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
 # Kernels before Landlock's sixth version do not keep signals in.
 REFUSED_UNSCOPED = "tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo"
-# linux/prctl.h: what ties the program to its supervisor.
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # asm-generic/fcntl.h and sockios.h: whom the kernel signals when a file is ready.
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
 FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902
@@ -98,8 +102,6 @@ def filters_in_sight(*, signals_are_scoped: bool) -> tuple[bytes, ...]:
     _answer(narrow, REFUSED_IN_SIGHT, errno.EPERM)
     _answer(narrow, UNSUPPORTED_IN_SIGHT, errno.EOPNOTSUPP)
     _answer(narrow, PRETENDED_IN_SIGHT, 0)
-    for option in (PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER):
-        narrow.errno("prctl", errno.EPERM, args=[_int(0, option)])
     for request in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
         narrow.errno("ioctl", errno.EPERM, args=[_int(1, request)])
     for name in ("prlimit64", "sched_setaffinity"):
@@ -149,6 +151,20 @@ def _everywhere() -> Filter:
         common.errno("clone", errno.EPERM, args=[ArgCmp(0, CmpOp.MASKED_EQ, flag, mask=flag)])
     for request in (TIOCSTI, TIOCLINUX):
         common.errno("ioctl", errno.EPERM, args=[_int(1, request)])
+    common.errno("mmap", errno.ENOMEM, args=[ArgCmp(3, CmpOp.MASKED_EQ, MAP_HUGETLB, mask=MAP_HUGETLB)])
+    common.errno(
+        "mmap",
+        errno.ENOMEM,
+        args=[
+            ArgCmp(1, CmpOp.GT, SHARED_PIECE_BYTES),
+            ArgCmp(3, CmpOp.MASKED_EQ, MAP_SHARED, mask=MAP_SHARED),
+        ],
+    )
+    for advice in (MADV_COLD, MADV_PAGEOUT):
+        common.errno("madvise", errno.EINVAL, args=[_int(2, advice)])
+    common.errno("fcntl", errno.EPERM, args=[_int(1, F_SETPIPE_SZ)])
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # as if done: it is a wish
+        common.errno("setsockopt", 0, args=[_int(1, socket.SOL_SOCKET), _int(2, option)])
     common.allow("socket", args=[_int(0, socket.AF_UNIX)])
     for family in (socket.AF_INET, socket.AF_INET6):
         for protocol in PROTOCOLS:

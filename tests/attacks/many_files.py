@@ -1,7 +1,7 @@
 """Makes files without end.
 
 how: program
-expected: timeout or crashed or failed
+expected: crashed or timeout
 """
 
 number = 0

@@ -10,8 +10,8 @@ import time
 
 for _ in range(12):
     if os.fork() == 0:
-        area = mmap.mmap(-1, 100 << 20)
-        area.write(b"x" * (100 << 20))
+        area = mmap.mmap(-1, 60 << 20)
+        area.write(b"x" * (60 << 20))
         time.sleep(20)
         os._exit(0)
 time.sleep(20)
