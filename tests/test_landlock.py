@@ -77,7 +77,8 @@ def test_bubblewrap_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_with_neither_one_sentence_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = bubblewrap.Launcher(Path("/nowhere/bwrap"), Path("/nowhere"), Path("/python"), (), True, False)
+    where = Path("/nowhere" * 20)
+    missing = bubblewrap.Launcher(where / "bwrap", where, Path("/python"), (), True, False)
     monkeypatch.setattr(bubblewrap, "candidates", lambda: [missing])
     monkeypatch.setattr(landlock, "abi_version", lambda: 1)
     with pytest.raises(

@@ -95,9 +95,8 @@ class Launcher:
                 cause = f"bubblewrap cannot start because {key} is {refusing}"
                 return f"{cause}: run `sudo sysctl -w {key}={allowing}`"
         return (
-            f"bubblewrap cannot start ({complaint[:120]}): allow user namespaces, in a container with "
-            "`docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined`, or set "
-            "sandbox.execute to false"
+            f"bubblewrap cannot start ({complaint[:110]}): allow user namespaces, in a container with "
+            "`docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined`"
         )
 
     def _command(self, tmp_mib: int, channel_fd: int, filter_fds: list[int]) -> list[str]:

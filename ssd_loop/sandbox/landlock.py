@@ -110,7 +110,7 @@ class Launcher:
 
     def reason_unavailable(self, complaint: str) -> str:
         """One sentence on why this cannot run here."""
-        return f"and Landlock cannot take its place ({complaint[:100]})"
+        return f"and Landlock cannot take its place ({complaint[:50]})"
 
     def _ruleset(self, folder: Path, opened: contextlib.ExitStack) -> int:
         scoped = Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if self.abi >= SCOPED_ABI else Scope.NONE

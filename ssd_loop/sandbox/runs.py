@@ -268,7 +268,7 @@ def _launcher() -> tuple[Launcher, str]:
     try:
         return _first_to_start(landlock.candidates()), why
     except SandboxUnavailableError as error:
-        raise SandboxUnavailableError(f"{why}; {error}") from error
+        raise SandboxUnavailableError(f"{why}; {error}; or set sandbox.execute to false") from error
 
 
 def _first_to_start(candidates: Sequence[Launcher]) -> Launcher:
