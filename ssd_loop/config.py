@@ -448,7 +448,7 @@ class BaselinesConfig(Section):
 
 
 class SandboxConfig(Section):
-    """Limits of one generated program. Code runs under bubblewrap or not at all."""
+    """Limits of one generated program. Code runs under bubblewrap, else Landlock, or not at all."""
 
     execute: bool = Field(True, description="Run generated code; off: outcomes are not_run.")
     cpu_s: float = Field(2.0, gt=0.0, le=600.0, description="Processor seconds of one program.")

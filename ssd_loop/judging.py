@@ -35,6 +35,16 @@ def limits_of(config: SandboxConfig) -> Limits:
     return Limits(cpu_s=config.cpu_s, wall_s=wall_s, memory_mib=config.memory_mib)
 
 
+def require_sandbox(config: SandboxConfig) -> None:
+    """Warn where code runs in the weaker sandbox; nothing where it is not run at all.
+
+    Raises:
+        SandboxUnavailableError: no sandbox can run here; says what to run to allow it.
+    """
+    if config.execute and (why := sandbox.why_not_bubblewrap()):
+        progress.say(f"warning: code runs under {sandbox.isolation()}, which closes less: {why}")
+
+
 def judge_all(
     pairs: Sequence[tuple[Problem, Sample]],
     *,

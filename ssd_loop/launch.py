@@ -101,8 +101,7 @@ def launch(
         bench = Workbench(config, base)
         if config.baselines.temperatures:
             finals.check_template(bench.renderer)
-        if config.sandbox.execute:
-            sandbox.isolation()
+        judging.require_sandbox(config.sandbox)
         if origin is not None:
             checkpoints.check_base(origin, base_hash, config.model.name)
         if config.train.data_policy != "replace":
@@ -281,7 +280,7 @@ def _warn_of_changes(about: Mapping[str, Any]) -> None:
 
 
 def _announce(run: Run, about: Mapping[str, Any]) -> None:
-    isolation = "bubblewrap" if run.config.sandbox.execute else "none: code is not executed"
+    isolation = sandbox.isolation() if run.config.sandbox.execute else "none: code is not executed"
     progress.say(
         f"run {run.place.run}: {run.bench.base.title}, {run.bench.base.dtype}, engine "
         f"{run.bench.engine_name}, sandbox {isolation}, tracking {run.tracker.mode}"
@@ -306,8 +305,7 @@ def evaluate_model(config: RunConfig, *, sweep: bool, out: Path | None, as_json:
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists already; name a new folder")
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
-    if config.sandbox.execute:
-        sandbox.isolation()
+    judging.require_sandbox(config.sandbox)
     bench = Workbench(config, base)
     try:
         with tempfile.TemporaryDirectory(prefix="ssd_loop-") as scratch:

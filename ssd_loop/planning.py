@@ -29,7 +29,6 @@ from ssd_loop import (
     mixing,
     models,
     sampling,
-    sandbox,
     sweeping,
     training,
 )
@@ -150,8 +149,7 @@ def predict(config: RunConfig, *, price_per_device_hour: float = 0.0) -> dict[st
     tasks = Tasks(config)
     prompts = tasks.problems["train"]
     judging.check_prompts(config.filter.filters, prompts)
-    if config.sandbox.execute:
-        sandbox.isolation()
+    judging.require_sandbox(config.sandbox)
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
     bench = Workbench(config, base)
     subject = Subject(config, bench, tasks)

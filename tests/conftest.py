@@ -21,3 +21,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 with two stop tokens."""
     return tiny.build("qwen3", tmp_path_factory.mktemp("models") / "qwen3")
+
+
+@pytest.fixture(params=["bubblewrap", "landlock"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test in each sandbox that works here; its name."""
+    from ssd_loop import sandbox
+    from ssd_loop.errors import SandboxUnavailableError
+    from ssd_loop.sandbox import landlock, runs
+
+    name: str = request.param
+    if name == "landlock":
+        try:
+            launcher = runs._first_to_start(landlock.candidates())
+        except SandboxUnavailableError as error:
+            pytest.skip(str(error))
+        monkeypatch.setattr(runs, "_launcher", lambda: (launcher, "asked for by a test"))
+    elif sandbox.isolation() != name:
+        pytest.skip(sandbox.why_not_bubblewrap())
+    return name

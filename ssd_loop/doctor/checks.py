@@ -194,17 +194,27 @@ def check_sandbox(config: RunConfig) -> Finding:
             "sandbox.execute is off: code is not run and pass@k is not known",
             "set sandbox.execute to true",
         )
-    isolation = sandbox.isolation()
+    isolation, instead_of = sandbox.isolation(), sandbox.why_not_bubblewrap()
     ran = sandbox.run_program("print(6 * 7)", limits=judging.limits_of(config.sandbox))
-    return judge_sandbox(isolation, ran)
+    return judge_sandbox(isolation, ran, instead_of)
 
 
-def judge_sandbox(isolation: str, ran: sandbox.ProgramResult) -> Finding:
-    """Whether the trial program, which prints 42, did so."""
+def judge_sandbox(isolation: str, ran: sandbox.ProgramResult, instead_of: str = "") -> Finding:
+    """Whether the trial program, which prints 42, did so, and in the better of the two sandboxes.
+
+    Args:
+        instead_of: Why bubblewrap does not run and how to allow it; empty where it does.
+    """
     if (ran.outcome, ran.stdout) != ("passed", "42\n"):
         said = f"{isolation} starts, but a program that prints 42 {ran.outcome}: {ran.stderr.strip()[-200:]}"
         return Finding("sandbox", "fail", said, "raise sandbox.memory_mib and sandbox.cpu_s")
-    return Finding("sandbox", "pass", f"{isolation}; a program ran in {ran.seconds:.2f} s")
+    said = f"{isolation}; a program ran in {ran.seconds:.2f} s"
+    if instead_of:
+        cause, _, remedy = instead_of.rpartition(": ")
+        return Finding(
+            "sandbox", "warn", f"{said}; less is closed than under bubblewrap, and {cause}", remedy
+        )
+    return Finding("sandbox", "pass", said)
 
 
 def judge_tracking(config: TrackConfig, mode: tracking.Mode) -> Finding:

@@ -1,11 +1,8 @@
-"""Runs code that nobody trusts: under bubblewrap, or not at all.
+"""Runs code that nobody trusts: under bubblewrap, where that cannot start under Landlock, or not at all.
 
-No network, no home, an empty environment, a read-only system, a temporary folder of bounded size,
-and limits on memory, processor time, processes, files and output that hold for the whole group of
-processes. Results come back as plain data, so what a program returns cannot pretend to be right.
-
-Left open until a system-call filter is added: memory that belongs to no process (unmapped memfd,
-System V segments), and the kernel's own attack surface.
+No network, no home, an empty environment, a read-only system, a temporary folder of bounded size, a filter
+of system calls, and limits on memory, processor time, processes, files and output that hold for the whole
+group of processes. Results come back as plain data, so what a program returns cannot pretend to be right.
 """
 
 from ssd_loop.sandbox.plain import Foreign, Missing, Raised, Return, Returned, canonical, same
@@ -19,6 +16,7 @@ from ssd_loop.sandbox.runs import (
     run_file,
     run_program,
     run_shell,
+    why_not_bubblewrap,
 )
 from ssd_loop.sandbox.supervise import Limits
 
@@ -40,4 +38,5 @@ __all__ = [
     "run_program",
     "run_shell",
     "same",
+    "why_not_bubblewrap",
 ]

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ssd_loop.errors import ConfigError, SandboxUnavailableError
-from ssd_loop.sandbox.bubblewrap import Launcher, candidates, reason_unavailable
+from ssd_loop.sandbox import bubblewrap, landlock
 from ssd_loop.sandbox.inside import decode, text_of
 from ssd_loop.sandbox.plain import Foreign, Missing, Raised, Return, Returned
-from ssd_loop.sandbox.supervise import BATCH, Batch, Child, Limits, watch
+from ssd_loop.sandbox.supervise import BATCH, Batch, Child, Launcher, Limits, watch
 
 Outcome = Literal["passed", "failed", "timeout", "crashed"]
 Status = Literal["ok", "timeout", "crashed"]
 R = TypeVar("R")
 
-ISOLATION = "bubblewrap"
 SIGNAL_STATUS = 128  # exit status of a program killed by signal n is 128 + n, as in a shell
 KILLED_BY_CPU_LIMIT = SIGNAL_STATUS + 24  # SIGXCPU on every Linux that bubblewrap runs on
 DEFAULT_LIMITS = Limits()
@@ -37,7 +36,7 @@ class ProgramResult:
     stderr: str
     exit_code: int | None
     seconds: float
-    isolation: str = ISOLATION
+    isolation: str = "bubblewrap"
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,17 @@ class CallsResult:
 
 
 def isolation() -> str:
-    """Returns "bubblewrap" after a trial run (once per process).
+    """Returns "bubblewrap" or "landlock" after a trial run (once per process).
 
     Raises:
-        SandboxUnavailableError: it cannot run here; says what to run to allow it.
+        SandboxUnavailableError: neither can run here; says what to run to allow it.
     """
-    _launcher()
-    return ISOLATION
+    return _launcher()[0].isolation
+
+
+def why_not_bubblewrap() -> str:
+    """Returns one sentence on why bubblewrap does not run here and how to allow it; empty where it does."""
+    return _launcher()[1]
 
 
 def run_program(source: str | bytes, *, stdin: str = "", limits: Limits = DEFAULT_LIMITS) -> ProgramResult:
@@ -113,7 +116,7 @@ def run_check(
     """
     served = {"mode": "serve", "source": _bytes(source), "entry_point": entry_point}
     testing = {"mode": "test", "entry_point": entry_point, "preamble": _bytes(preamble)}
-    launcher = _launcher()
+    launcher, _ = _launcher()
     with (
         Child(launcher, served, limits) as program,
         Child(launcher, {**testing, "test": _bytes(test)}, limits) as tester,
@@ -139,6 +142,7 @@ def run_check(
         _text(program.output["stderr"] + tester.output["stderr"]),
         _exit_code(child),
         max(program.seconds, tester.seconds),
+        launcher.isolation,
     )
 
 
@@ -205,7 +209,7 @@ def run_all(
 
 
 def _run(job: dict[str, Any], limits: Limits, stdin: bytes = b"") -> Child:
-    with Child(_launcher(), job, limits, stdin) as child:
+    with Child(_launcher()[0], job, limits, stdin) as child:
         watch([child], lambda _child, _message: None)
     _require_start(child)
     return child
@@ -241,7 +245,7 @@ def _class_name(body: list[Any]) -> str:
 
 def _result(outcome: Outcome, child: Child) -> ProgramResult:
     stdout, stderr = _text(child.output["stdout"]), _text(child.output["stderr"])
-    return ProgramResult(outcome, stdout, stderr, _exit_code(child), child.seconds)
+    return ProgramResult(outcome, stdout, stderr, _exit_code(child), child.seconds, child.launcher.isolation)
 
 
 def _exit_code(child: Child) -> int | None:
@@ -251,20 +255,32 @@ def _exit_code(child: Child) -> int | None:
 def _require_start(child: Child) -> None:
     if child.stopped is None and not child.messages:
         lines = _text(child.output["stderr"]).strip().splitlines() or ["no message"]
-        raise SandboxUnavailableError(reason_unavailable(lines[-1]))
+        raise SandboxUnavailableError(child.launcher.reason_unavailable(lines[-1]))
 
 
 @functools.cache
-def _launcher() -> Launcher:
+def _launcher() -> tuple[Launcher, str]:
+    """A launcher that works here, and why it is not bubblewrap's."""
+    try:
+        return _first_to_start(bubblewrap.candidates()), ""
+    except SandboxUnavailableError as error:
+        why = str(error)
+    try:
+        return _first_to_start(landlock.candidates()), why
+    except SandboxUnavailableError as error:
+        raise SandboxUnavailableError(f"{why}; {error}; or set sandbox.execute to false") from error
+
+
+def _first_to_start(candidates: Sequence[Launcher]) -> Launcher:
     trial: dict[str, Any] = {"mode": "program", "source": b""}
     complaint: SandboxUnavailableError | None = None
-    for launcher in candidates():
+    for launcher in candidates:
         try:
             with Child(launcher, trial, DEFAULT_LIMITS) as child:
                 watch([child], lambda _child, _message: None)
             _require_start(child)
         except OSError as error:  # a tool is missing, or the mount points cannot be made
-            complaint = complaint or SandboxUnavailableError(reason_unavailable(str(error)))
+            complaint = complaint or SandboxUnavailableError(launcher.reason_unavailable(str(error)))
         except SandboxUnavailableError as error:
             complaint = complaint or error
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import marshal
@@ -24,20 +23,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ssd_loop.sandbox.bubblewrap import Launcher
-from ssd_loop.sandbox.processes import children_of, usage_of
+from ssd_loop.sandbox import bubblewrap, landlock
+from ssd_loop.sandbox.launching import renumbered, sealed_file
+from ssd_loop.sandbox.processes import children_of, disk_mib, group_of, hidden_in, usage_of
 
 Stop = Literal["timeout", "memory", "processes", "output", "protocol", "over"]
+Launcher = bubblewrap.Launcher | landlock.Launcher
 
 TICK_S = 0.05  # between two looks at a group; what a hog can touch in between is under 200 MiB
 GRACE_S = 2.0  # from killing what runs inside to killing bubblewrap itself
 CHUNK_BYTES = 1 << 16
 MESSAGES_KIB = 1024  # results of one program
 OPEN_FILES = 64
-FIRST_FREE_FD = 10
-# bubblewrap and the shell inside; what ran before them (`unshare`, `sh`, `setpriv`) became them.
-OWN_PROCESSES = 2
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Child:
     """One running sandbox: its pipes, its messages and why it was stopped."""
 
     def __init__(self, launcher: Launcher, job: dict[str, Any], limits: Limits, stdin: bytes = b"") -> None:
+        self.launcher = launcher
         self.limits = limits
         self.token = secrets.token_hex(16)
         self.messages: list[list[Any]] = []
@@ -80,24 +78,28 @@ class Child:
         self._taken = 0  # bytes of messages already parsed
         self._started = self._looked = time.monotonic()
         self._stopped_at = 0.0
-        self.send((_code(), {**job, "token": self.token, "limits": _rlimits(limits)}))
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as opened, contextlib.ExitStack() as kept:
             self._channel, theirs = map(opened.enter_context, socket.socketpair())
-            # The shell inside redirects by number, and has one digit for it.
-            channel_fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
-            opened.callback(os.close, channel_fd)
-            stdin_fd = _sealed_file(stdin, opened) if stdin else subprocess.DEVNULL
+            channel_fd = renumbered(theirs.fileno(), opened)
+            stdin_fd = sealed_file(stdin, opened) if stdin else _nothing(opened)
+            start = launcher.start(opened, kept, channel_fd, stdin_fd, limits.tmp_mib)
             self.process = subprocess.Popen(
-                launcher.command(limits.tmp_mib, channel_fd),
-                stdin=stdin_fd,
+                start.command,
+                stdin=start.stdin_fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd="/",
-                env={},  # the environment of bubblewrap can be read from inside
-                pass_fds=(channel_fd,),
+                cwd=start.folder or "/",
+                env=start.environment,
+                pass_fds=start.fds,
                 start_new_session=True,
             )
             self._channel = self._channel.dup()
+            self._kept = kept.pop_all()
+        self._folder = start.folder
+        self._supervisors = start.supervisors
+        rlimits = _rlimits(limits, start.other_processes)
+        about = {"token": self.token, "home": start.home, "restrict": start.restrict, "limits": rlimits}
+        self.send((_code(), {**job, **about}))
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._pidfd = os.pidfd_open(self.process.pid)
@@ -119,12 +121,14 @@ class Child:
         if self.stopped is None:
             self.stopped = reason
             self._stopped_at = time.monotonic()
+        if self._folder is not None:
+            self._kill_group()
+            return
         # The supervisor inside goes first: the kernel kills the rest with it, and bubblewrap, its
         # parent, reaps it, so no zombie is left to a container without an init process.
         inside = children_of(self.process.pid)
         if not inside or time.monotonic() - self._stopped_at > GRACE_S:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self._kill_group()
         for pid in inside:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -141,6 +145,7 @@ class Child:
         self.process.stderr.close()
         self._channel.close()
         os.close(self._pidfd)
+        self._kept.close()
 
     def __enter__(self) -> Child:
         return self
@@ -165,6 +170,8 @@ class Child:
             if self._read(fd, stream) == "closed":
                 selector.unregister(fd)
             return
+        if self._folder is not None:
+            self._kill_group()  # before its leader is reaped, whose number is the group's
         self.process.wait()
         self.seconds = time.monotonic() - self._started
         self.running = False
@@ -196,13 +203,16 @@ class Child:
         elif now - self._started > self.limits.wall_s:
             self.stop("timeout")
         else:
-            cpu_s, memory_mib, processes = usage_of(self.process.pid)
+            group = group_of(self.process.pid)
+            cpu_s, memory_mib, processes = usage_of(group)
             if cpu_s > self.limits.cpu_s:
                 self.stop("timeout")
             elif memory_mib > self.limits.memory_mib:
                 self.stop("memory")
-            elif processes > self.limits.processes + OWN_PROCESSES:
+            elif processes > self.limits.processes + self._supervisors:
                 self.stop("processes")
+            elif self._hides_too_much(group):
+                self.stop("memory")
 
     @property
     def new_messages(self) -> list[list[Any]]:
@@ -219,6 +229,24 @@ class Child:
             return []
         self.messages += fresh
         return fresh
+
+    def _hides_too_much(self, group: Sequence[int]) -> bool:
+        if not self.messages:  # not set up yet: what is seen are the machine's own files and sockets
+            return False
+        programs = group[self._supervisors :]
+        try:
+            if self._folder is None:
+                # All that bubblewrap's child has is the sandbox's own.
+                return len(group) > 1 and hidden_in(programs, group[1]).is_too_much
+            if hidden_in(programs, None).is_too_much:
+                return True
+            return disk_mib(self._folder, programs) > self.limits.tmp_mib
+        except PermissionError:  # a process closed itself to us, who are of the same user
+            return True
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _read(self, fd: int, stream: str) -> Literal["some", "none", "closed"]:
         try:
@@ -279,23 +307,18 @@ def _code() -> Any:
     return compile(path.read_bytes(), "<sandbox>", "exec", dont_inherit=True, optimize=2)
 
 
-def _sealed_file(content: bytes, opened: contextlib.ExitStack) -> int:
-    """A file without a name that holds `content` and that the sandbox cannot change or grow."""
-    fd = os.memfd_create("ssd_loop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _nothing(opened: contextlib.ExitStack) -> int:
+    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     opened.callback(os.close, fd)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
 
-def _rlimits(limits: Limits) -> dict[str, int]:
+def _rlimits(limits: Limits, other_processes: int) -> dict[str, int]:
     """Limits of a single process, set inside; those of the group are watched from outside."""
     return {
         "RLIMIT_CPU": math.ceil(limits.cpu_s) + 1,
         "RLIMIT_AS": limits.memory_mib << 20,
-        "RLIMIT_NPROC": limits.processes,
+        "RLIMIT_NPROC": limits.processes + other_processes,
         "RLIMIT_FSIZE": limits.file_mib << 20,
         "RLIMIT_NOFILE": OPEN_FILES,
         "RLIMIT_CORE": 0,

@@ -1,0 +1,8 @@
+"""Never ends.
+
+how: program
+expected: timeout
+"""
+
+while True:
+    pass

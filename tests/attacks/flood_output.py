@@ -1,0 +1,8 @@
+"""Prints without end.
+
+how: program
+expected: crashed
+"""
+
+while True:
+    print("x" * 65536)

@@ -1,0 +1,13 @@
+"""Forks without end, and again where it fails.
+
+how: program
+expected: timeout or crashed
+"""
+
+import os
+
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass

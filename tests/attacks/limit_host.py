@@ -1,0 +1,9 @@
+"""Gives the host's process a processor time of nothing.
+
+how: program
+expected: failed
+"""
+
+import resource
+
+resource.prlimit(HOST["sibling"], resource.RLIMIT_CPU, (0, 0))

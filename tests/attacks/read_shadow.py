@@ -1,0 +1,7 @@
+"""Reads the password hashes.
+
+how: program
+expected: failed
+"""
+
+print(open("/etc/shadow").read())
