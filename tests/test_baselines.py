@@ -15,7 +15,7 @@ from tests.runs import ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
 
-KILL_AT = str(Path(__file__).parent / "kill_at.py")
+KILL_AT = str(Path(__file__).parent / "crash/kill_at.py")
 
 DIGITS = {"columns": {"tests": "answer"}, "checker": "exact"}
 SWEEP = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]}
