@@ -410,7 +410,7 @@ def _laws(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import verifying
-    from ssd_loop.place import existing_folders
+    from ssd_loop.place import COMPLETES, existing_folders
 
     place = existing_folders(Path(), options.run)
     found = verifying.verify(place)
@@ -425,6 +425,8 @@ def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         f"{place.run}: {found.stages} stages and {found.files} files are as they were made, "
         f"{found.pruned} pruned, {len(found.unfinished)} unfinished"
     )
+    if found.is_only_begun:
+        print(f"run {place.run} was stopped while it was begun; {COMPLETES}")
     return 0
 
 

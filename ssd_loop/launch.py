@@ -30,6 +30,7 @@ from ssd_loop import (
     store,
     sweeping,
     tracking,
+    weights,
 )
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
@@ -197,6 +198,8 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     _announce(run, about)
     finished = False
     try:
+        if not run.place.stage(run.config.rounds, "monitor").exists():  # else nothing is built on it any more
+            weights.check_chain(run)
         stop = controller.run_rounds(run)
         if stop is not None:
             run.tracker.stopped(stop)
