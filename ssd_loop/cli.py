@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 PROGRAM = "python -m ssd_loop"
 INTERRUPTED = 130
 MESSAGE_LIMIT = 400
+MAKE_ROOM = "make room and run the same command, which goes on where this stopped"
 
 JSON_FLAG: dict[str, Any] = {"action": "store_true", "help": "print JSON for scripts"}
 CONFIG_FLAG: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "YAML file with settings"}
@@ -101,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{os.strerror(error.errno)} ({error.filename or Path.cwd()}); {MAKE_ROOM}", 1)
         return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; finished work is kept, run the same command to go on", INTERRUPTED)

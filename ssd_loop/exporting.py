@@ -122,11 +122,9 @@ def write_joined(terms: Sequence[Term], folder: Path) -> None:
         module = f"{lora.PREFIX}{name.removesuffix('.weight')}"
         tensors[f"{module}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing))
         tensors[f"{module}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in sorted(tensors.items())},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    plain = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    with durable.disk_errors(folder / WEIGHTS):
+        save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
     settings = lora.plain_settings(terms[-1].folder)
     modules = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in pairs})
     # alpha = rank makes the scale 1: every round's own scale is in B already.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import models, training_state
+from ssd_loop import durable, models, training_state
 from ssd_loop.config import TrainConfig
 from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
@@ -221,11 +221,13 @@ def _fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)  # prints every step to standard output
+    trainer.processing_class = None  # else a copy of the tokenizer lies in every saved state
     if device == "cpu":
         _score_completions_only(trainer.model)
     saved = training_state.newest(out / SHARDS, probe)
     try:
-        trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+        with durable.disk_errors(out):
+            trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     except torch.OutOfMemoryError as error:
         raise StageFailedError(
             f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch_size}; lower it"
@@ -408,18 +410,16 @@ def _save(peft_model: Any, out: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    save_file(
-        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
-        out / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    with durable.disk_errors(out / WEIGHTS):
+        save_file(plain, out / WEIGHTS, metadata={"format": "pt"})
     settings = peft_model.peft_config["default"].to_dict()
     varying = {"base_model_name_or_path": None, "inference_mode": True, "peft_version": None}
-    plain = {
+    written = {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in (settings | varying).items()
     }
-    text = json.dumps(plain, indent=2, sort_keys=True)
+    text = json.dumps(written, indent=2, sort_keys=True)
     (out / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

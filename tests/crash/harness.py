@@ -88,6 +88,7 @@ class Unbroken:
     """A run that was never stopped.
 
     Attributes:
+        folder: Where it lies.
         engine: What drew.
         model: The base model's folder.
         files: Hash of every file that must come out the same.
@@ -95,6 +96,7 @@ class Unbroken:
         spans: Seconds from that start to the beginning and the end of each stage, in their order.
     """
 
+    folder: Path
     engine: str
     model: Path
     files: Mapping[str, str]
@@ -148,7 +150,7 @@ def unbroken(folder: Path, model: Path, engine: str) -> Unbroken:
         second = datetime.fromisoformat(row["time"]).timestamp() - began
         at.setdefault((row["round"], row["stage"]), {})[row["event"]] = max(0.0, second)
     spans = {key: (found["started"], found["finished"]) for key, found in at.items()}
-    return Unbroken(engine, model, tree(folder), seconds, spans)
+    return Unbroken(folder, engine, model, tree(folder), seconds, spans)
 
 
 def events(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,24 +18,6 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 SHORT = {"transformers": 18, "vllm": 2}
 LONG = {"transformers": 180, "vllm": 20}
 PER_TEST = 9  # kills, so that no test takes too long
-
-
-@pytest.fixture(scope="module", autouse=True)
-def adopting() -> Iterator[None]:
-    """What a killed run leaves behind becomes this process's child, and is seen."""
-    harness.adopt_orphans()
-    yield
-    harness.adopt_orphans(False)
-
-
-@pytest.fixture(scope="module")
-def on_transformers(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    return harness.unbroken(tmp_path_factory.mktemp("unbroken") / "run", tiny_llama, "transformers")
-
-
-@pytest.fixture(scope="module")
-def on_vllm(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    return harness.unbroken(tmp_path_factory.mktemp("unbroken") / "run", tiny_qwen3, "vllm")
 
 
 def killed(run: Unbroken, folder: Path, kills: int, seed: int) -> None:
