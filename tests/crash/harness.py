@@ -2,10 +2,10 @@
 
     python -m tests.crash.harness --kills 200 --vllm 20 --seed 1 --out kills.json
 
-A third of the kills come at random instants, uniform over what is left of the run by the clock of the
-unbroken one, process start included; a third at random instants inside a random stage; the others at random
-named moments (`tests.crash.kill_at`). SIGKILL goes to the whole process group, so nothing in it can tidy up.
-After every kill no process may be left and no file may be damaged.
+A third of the kills come at a random instant inside a random stage, a third at random named moments
+(`tests.crash.kill_at`), and the others by the clock of the unbroken run: at an instant uniform between the
+last kill and the next place, process start included. SIGKILL goes to the whole process group, so nothing in
+it can tidy up. After every kill no process may be left and no file may be damaged.
 """
 
 from __future__ import annotations
@@ -167,11 +167,19 @@ def moments(run: Unbroken) -> list[str]:
     return found
 
 
-def left_s(run: Unbroken, done: Sequence[tuple[int, str]]) -> float:
-    """Seconds that a process is expected to need to finish a run of which some stages are there."""
+def left_s(run: Unbroken, done: Sequence[tuple[int, str]], following: Sequence[Kill]) -> float:
+    """Seconds that a process is expected to need up to the next kill that has a place ahead, or to the end.
+
+    Args:
+        run: The unbroken run.
+        done: The stages that are there.
+        following: The kills that are still planned.
+    """
     starting = next(iter(run.spans.values()))[0]
     reached = max((run.spans[key][1] for key in done), default=starting)
-    return run.seconds - reached + starting
+    ahead = [kill.stage for kill in following if kill.stage is not None and kill.stage not in done]
+    until = run.spans[ahead[0]][0] if ahead else run.seconds
+    return max(0.0, until - reached) + starting
 
 
 def published(folder: Path, run: Unbroken) -> list[tuple[int, str]]:
@@ -274,11 +282,12 @@ def planned(run: Unbroken, kills: int, rng: random.Random) -> list[Kill]:
 
 def kill_and_resume(run: Unbroken, folder: Path, kills: int, rng: random.Random, tally: Tally) -> None:
     """Kill one run up to so many times, let it finish, and compare it."""
-    for kill in planned(run, kills, rng):
-        done = published(folder, run)
+    following = planned(run, kills, rng)
+    while following:
+        kill, done = following.pop(0), published(folder, run)
         if kill.stage in done and not kill.is_after_publishing:
             kill = Kill()  # its place lies behind: by the clock instead
-        lives_s = rng.uniform(0.0, left_s(run, done)) if kill.stage is None else FINISHES_WITHIN_S
+        lives_s = rng.uniform(0.0, left_s(run, done, following)) if kill.stage is None else FINISHES_WITHIN_S
         if not kill_once(run, folder, kill, lives_s, tally):
             break
     tally.differences += finish(run, folder, tally)
