@@ -190,7 +190,8 @@ def require_disk(subject: Subject, place: Place) -> None:
 
 def disk_bytes(subject: Subject) -> dict[str, int]:
     """Bytes at most below ``checkpoints/`` and ``rounds/``."""
-    tokens = sample_tokens(subject.config, subject) + baseline_tokens(subject.config, subject)
+    parts = (sample_tokens, repeated_tokens, baseline_tokens)
+    tokens = sum(part(subject.config, subject) for part in parts)
     return {CHECKPOINTS: weight_bytes(subject), ROUNDS: tokens * SAMPLE_TOKEN_BYTES}
 
 
@@ -217,6 +218,19 @@ def sample_tokens(config: RunConfig, subject: Subject) -> int:
         len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
     )
     return config.rounds * drawn + (config.rounds + config.evaluate.baseline_multiplier) * measured
+
+
+def repeated_tokens(config: RunConfig, subject: Subject) -> int:
+    """Tokens at most of the samples that are kept, which are written once more, and of second looks."""
+    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
+    if not long:
+        return 0
+    problems = subject.tasks.problems
+    kept = len(problems["train"]) * config.sample.samples_per_prompt * long["train"]
+    measured = sum(
+        len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
+    )
+    return config.rounds * (kept + config.monitor.second_look * measured)
 
 
 def baseline_tokens(config: RunConfig, subject: Subject) -> int:
