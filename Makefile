@@ -8,7 +8,7 @@ CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cp
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup run test check fix bench-collapse clean
+.PHONY: setup run test test-long check fix bench-collapse clean
 
 setup: $(VENV)/.ready  ## make .venv with the pinned closure
 
@@ -28,11 +28,14 @@ run: setup  ## five rounds on the packaged model; a monitor stop (exit 3) is a r
 test: setup  ## every test
 	$(VENV)/bin/python -m pytest
 
+test-long: setup  ## what takes hours: a run killed two hundred times, 20 of them while vLLM draws
+	$(VENV)/bin/python -m pytest -s -m long
+
 check: setup  ## format, lint, types, fast tests
 	$(VENV)/bin/ruff format --check ssd_loop tests benchmarks
 	$(VENV)/bin/ruff check ssd_loop tests benchmarks
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow and not long"
 
 fix: setup  ## format and mend what can be mended
 	$(VENV)/bin/ruff format ssd_loop tests benchmarks

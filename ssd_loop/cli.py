@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 PROGRAM = "python -m ssd_loop"
 INTERRUPTED = 130
 MESSAGE_LIMIT = 400
+MAKE_ROOM = "make room and run the same command, which goes on where this stopped"
 
 JSON_FLAG: dict[str, Any] = {"action": "store_true", "help": "print JSON for scripts"}
 CONFIG_FLAG: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "YAML file with settings"}
@@ -101,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{os.strerror(error.errno)} ({error.filename or Path.cwd()}); {MAKE_ROOM}", 1)
         return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; finished work is kept, run the same command to go on", INTERRUPTED)
@@ -410,7 +414,7 @@ def _laws(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import verifying
-    from ssd_loop.place import existing_folders
+    from ssd_loop.place import COMPLETES, existing_folders
 
     place = existing_folders(Path(), options.run)
     found = verifying.verify(place)
@@ -425,6 +429,8 @@ def _verify(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         f"{place.run}: {found.stages} stages and {found.files} files are as they were made, "
         f"{found.pruned} pruned, {len(found.unfinished)} unfinished"
     )
+    if found.is_only_begun:
+        print(f"run {place.run} was stopped while it was begun; {COMPLETES}")
     return 0
 
 

@@ -18,7 +18,7 @@ from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, 
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import SEEDS
 from ssd_loop.prompts import content_input
-from ssd_loop.records import Sample, derive_seed, read_rows
+from ssd_loop.records import Sample, Stored, derive_seed, read_rows
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Metrics
 from ssd_loop.verdicts import accumulating, discard, earlier_decisions, monitor, obeys, remedied
@@ -98,7 +98,7 @@ def filter_samples(run: Run, n: int, samples: Finished) -> Finished:
     executes = bool(set(EXECUTING) & set(config.filters))
 
     def work(out: Path) -> Metrics:
-        rows = read_rows(store.checked(samples) / sampling.SAMPLES, Sample)
+        rows = Stored(store.checked(samples) / sampling.SAMPLES, Sample)
         told = judging.for_filters(config.filters, rows, run.prompts, sandbox)
         return filtering.run(config, rows, out=out, **told)
 

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ssd_loop.errors import BadArtifactError
 
 SEAL = "self_sha256"
+
+
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what tensor libraries say of a full or failing disk as the OSError that it is.
+
+    safetensors tells the system's error in words ("os error 28"). PyTorch's writer, `inline_container`,
+    notices only that its file is shorter than what it wrote.
+
+    Args:
+        path: What is written, for the message.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        named = _SYSTEM_ERROR.search(str(error))
+        if named is None and "inline_container" not in str(error):
+            raise
+        number = int(named[1]) if named else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sha256_json(data: Any) -> str:
@@ -36,9 +64,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each on disk before anything is put into it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(data)

@@ -18,10 +18,12 @@ from ssd_loop.lora import Term
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import Place
 from ssd_loop.report import facts
+from ssd_loop.store import Finished
 from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS
 from ssd_loop.weights import Terms, checked_terms
 
 CARD = "README.md"
+CARD_SEAL = "ssd_loop: sha256 of this card and its weights:"
 
 
 def export_merged(origin: Origin, out: Path, base_name: str | None) -> None:
@@ -58,15 +60,32 @@ def export_merged(origin: Origin, out: Path, base_name: str | None) -> None:
 def write_card(place: Place, n: int) -> None:
     """Put a model card beside a round's merged weights, if they are there; the same facts, the same bytes.
 
-    No manifest names it: what is known of a round grows after its merge.
+    No manifest names it: what is known of a round grows after its merge. So it ends with a hash of its own.
     """
     folder = place.stage(n, "merge")
-    if not n or store.finished(folder) is None:
+    merged = store.finished(folder)
+    if not n or merged is None:
         return
-    text = card(Origin(place, n, composition.read(place.checkpoint(n))), adapter=False)
+    text = sealed(card(Origin(place, n, composition.read(place.checkpoint(n))), adapter=False), merged)
     path = folder / CARD
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         durable.write_bytes(path, text.encode())
+
+
+def sealed(text: str, merged: Finished) -> str:
+    """A card that ends with the hash of its text and of the weights that it describes."""
+    digest = durable.sha256_json([merged.manifest_sha256, text])
+    return f"{text}\n<!-- {CARD_SEAL} {digest} -->\n"
+
+
+def is_whole(path: Path, merged: Finished) -> bool:
+    """Whether a card is as it was written, beside these weights."""
+    try:
+        written = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return False
+    text, seal, _ = written.rpartition(f"\n<!-- {CARD_SEAL} ")
+    return bool(seal) and sealed(text, merged) == written
 
 
 def export_adapter(origin: Origin, out: Path) -> None:
@@ -104,11 +123,9 @@ def write_joined(terms: Sequence[Term], folder: Path) -> None:
         module = f"{lora.PREFIX}{name.removesuffix('.weight')}"
         tensors[f"{module}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing))
         tensors[f"{module}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in sorted(tensors.items())},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    plain = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    with durable.disk_errors(folder / WEIGHTS):
+        save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
     settings = lora.plain_settings(terms[-1].folder)
     modules = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in pairs})
     # alpha = rank makes the scale 1: every round's own scale is in B already.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssd_loop.config import FilterConfig, FilterName
 from ssd_loop.errors import StageFailedError
 from ssd_loop.programs import canonical_hash, extract_code, is_stub, parse
-from ssd_loop.records import Dropped, Sample, quantiles, write_rows
+from ssd_loop.records import Dropped, Sample, Writer, quantiles
 from ssd_loop.store import Metrics
 
 STAGE_VERSION = 1
 KEPT, DROPPED = "kept.parquet", "dropped.parquet"
 
-Rule = Callable[[int], bool]
 Key = tuple[str, int]
 
 
@@ -35,7 +39,7 @@ def expand(filters: Sequence[FilterName]) -> list[FilterName]:
 
 
 def judge(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     config: FilterConfig,
     *,
     runs: Collection[Key] | None = None,
@@ -43,6 +47,8 @@ def judge(
     passed: Collection[Key] | None = None,
 ) -> list[FilterName | None]:
     """For each sample the first filter that drops it, or None to keep it.
+
+    Samples are gone over once, and a few numbers are kept of each.
 
     Args:
         samples: All samples of the round; the shares and quantiles are taken over them.
@@ -52,64 +58,99 @@ def judge(
         passed: Keys of the samples that passed their prompt's tests; for `fails_tests`.
     """
     names = expand(config.filters)
-    codes = [extract_code(sample.text) for sample in samples]
-    rules: dict[FilterName, Rule] = {
-        name: _rule(name, samples, codes, config, runs, behaviours, passed) for name in names
-    }
-    return [next((name for name in names if rules[name](index)), None) for index in range(len(samples))]
+    rules = [_rule(name, runs, behaviours, passed) for name in names]
+    first, lengths, surprise = array("q"), array("q"), array("d")
+    for sample in samples:
+        shown = _Shown(sample)
+        found = len(names)
+        for place, rule in enumerate(rules):
+            # Every sample is shown to `duplicate`, which remembers what it saw.
+            if rule is not None and (found == len(names) or names[place] == "duplicate") and rule(shown):
+                found = min(found, place)
+        first.append(found)
+        lengths.append(len(sample.text))
+        surprise.append(sample.logprob / max(len(sample.token_ids), 1))
+    for place, name in enumerate(names):
+        if (hit := _among_all(name, np.array(lengths), np.array(surprise), config)) is not None:
+            for index in np.flatnonzero(hit):
+                first[index] = min(first[index], place)
+    return [names[place] if place < len(names) else None for place in first]
+
+
+class _Shown:
+    """A sample as the rules look at it."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    @cached_property
+    def code(self) -> str | None:
+        return extract_code(self.sample.text)
+
+    @property
+    def text(self) -> str:
+        return self.sample.text if self.code is None else self.code
+
+
+Rule = Callable[[_Shown], bool]
 
 
 def _rule(
     name: FilterName,
-    samples: Sequence[Sample],
-    codes: Sequence[str | None],
-    config: FilterConfig,
     runs: Collection[Key] | None,
     behaviours: Mapping[Key, str | None] | None,
     passed: Collection[Key] | None,
-) -> Rule:
-    shown = [s.text if code is None else code for s, code in zip(samples, codes, strict=True)]
+) -> Rule | None:
+    """The rule of a filter that looks at one sample at a time; None for one that looks at all at once."""
     if name == "empty":
-        return lambda i: not samples[i].text.strip()
+        return lambda shown: not shown.sample.text.strip()
     if name == "stub":
-        return lambda i: is_stub(shown[i])
+        return lambda shown: is_stub(shown.text)
     if name == "truncated":
-        return lambda i: samples[i].finish_reason == "length"
+        return lambda shown: shown.sample.finish_reason == "length"
     if name == "unparsable":
-        return lambda i: codes[i] is None or parse(shown[i]) is None
+        return lambda shown: shown.code is None or parse(shown.text) is None
     if name == "does_not_run":
         if runs is None:
             raise ValueError("does_not_run needs the samples that ran")
-        return lambda i: key(samples[i]) not in runs
+        return lambda shown: key(shown.sample) not in runs
     if name == "minority":
         if behaviours is None:
             raise ValueError("minority needs what the samples did")
         usual = _usual(behaviours)
-        return lambda i: key(samples[i]) not in usual
+        return lambda shown: key(shown.sample) not in usual
     if name == "fails_tests":
         if passed is None:
             raise ValueError("fails_tests needs the samples that passed")
-        return lambda i: key(samples[i]) not in passed
-    if name == "duplicate":
-        repeated = _repeated(samples, codes)
-        return lambda i: repeated[i]
+        return lambda shown: key(shown.sample) not in passed
+    return _repeated() if name == "duplicate" else None
+
+
+def _among_all(name: FilterName, lengths: Any, surprise: Any, config: FilterConfig) -> Any:
+    """Which samples a filter drops that looks at all of them at once; None for any other filter.
+
+    Args:
+        name: The filter.
+        lengths: Characters of each sample.
+        surprise: Mean log-prob of each per token, nats.
+        config: Shares and quantiles.
+    """
     if name == "too_short":
-        short = _extreme([len(sample.text) for sample in samples], config.too_short_share)
-        return lambda i: i in short
+        return _extreme(lengths, config.too_short_share)
     if name == "too_long":
-        long = _extreme([-len(sample.text) for sample in samples], config.too_long_share)
-        return lambda i: i in long
-    if name == "surprise":
-        mean = np.array([s.logprob / max(len(s.token_ids), 1) for s in samples])
-        low, high = np.quantile(mean, [config.surprise_low, config.surprise_high])
-        return lambda i: not low <= mean[i] <= high
-    raise AssertionError(name)
+        return _extreme(-lengths, config.too_long_share)
+    if name == "surprise" and len(surprise):
+        low, high = np.quantile(surprise, [config.surprise_low, config.surprise_high])
+        return ~((low <= surprise) & (surprise <= high))
+    return None
 
 
-def _extreme(sizes: Sequence[int], share: float) -> set[int]:
-    """Indices of the smallest share; ties are broken by position, so the count is exact."""
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-    return set(order[: int(share * len(sizes) + 1e-9)])
+def _extreme(sizes: Any, share: float) -> Any:
+    """Whether each is in the smallest share; ties are broken by position, so the count is exact."""
+    smallest = np.argsort(sizes, kind="stable")[: int(share * len(sizes) + 1e-9)]
+    found = np.zeros(len(sizes), dtype=bool)
+    found[smallest] = True
+    return found
 
 
 def _usual(behaviours: Mapping[Key, str | None]) -> set[Key]:
@@ -128,27 +169,30 @@ def _usual(behaviours: Mapping[Key, str | None]) -> set[Key]:
     }
 
 
-def _repeated(samples: Sequence[Sample], codes: Sequence[str | None]) -> list[bool]:
+def _repeated() -> Rule:
     """Whether an earlier sample of the same prompt has the same program, names and layout apart."""
-    seen: set[tuple[str, str]] = set()
-    repeated = []
-    for sample, code in zip(samples, codes, strict=True):
-        shape = (canonical_hash(code) if code is not None else None) or sample.text
-        repeated.append((sample.prompt_id, shape) in seen)
-        seen.add((sample.prompt_id, shape))
-    return repeated
+    seen: set[bytes] = set()  # hashes: a million programs are larger than what else is kept of them
+
+    def rule(shown: _Shown) -> bool:
+        shape = (canonical_hash(shown.code) if shown.code is not None else None) or shown.sample.text
+        what = sha256(json.dumps([shown.sample.prompt_id, shape]).encode()).digest()
+        is_known = what in seen
+        seen.add(what)
+        return is_known
+
+    return rule
 
 
 def run(
     config: FilterConfig,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     *,
     out: Path,
     runs: Collection[Key] | None = None,
     behaviours: Mapping[Key, str | None] | None = None,
     passed: Collection[Key] | None = None,
 ) -> Metrics:
-    """Write ``kept.parquet`` and ``dropped.parquet``.
+    """Write ``kept.parquet`` and ``dropped.parquet``; `samples` are gone over twice, one after the other.
 
     The metrics have quantiles over the kept samples of their mean negative log-likelihood, nats per token,
     under the law that drew them.
@@ -157,23 +201,29 @@ def run(
         StageFailedError: nothing is left to train on.
     """
     reasons = judge(samples, config, runs=runs, behaviours=behaviours, passed=passed)
-    kept = [sample for sample, why in zip(samples, reasons, strict=True) if why is None]
-    dropped = [Dropped(*key(sample), why) for sample, why in zip(samples, reasons, strict=True) if why]
+    counts = Counter(reasons)
+    kept = counts.pop(None, 0)
     if not kept:
-        common, count = Counter(row.reason for row in dropped).most_common(1)[0]
+        common, count = counts.most_common(1)[0]
         raise StageFailedError(
-            f"no sample is left after filtering ({count} of {len(samples)} dropped as {common}); "
+            f"no sample is left after filtering ({count} of {len(reasons)} dropped as {common}); "
             "loosen filter.filters or lower sample.temperature"
         )
-    write_rows(out / KEPT, Sample, kept)
-    write_rows(out / DROPPED, Dropped, dropped)
-    counts = Counter(row.reason for row in dropped)
+    tokens = 0
     # How surprising the training set is to the model that wrote it: it narrows before pass rates do.
-    nll = [-sample.logprob / max(len(sample.token_ids), 1) for sample in kept]
+    nll = array("d")
+    with Writer(out / KEPT, Sample) as keep, Writer(out / DROPPED, Dropped) as drop:
+        for sample, why in zip(samples, reasons, strict=True):
+            if why is None:
+                keep.add(sample)
+                tokens += len(sample.token_ids)
+                nll.append(-sample.logprob / max(len(sample.token_ids), 1))
+            else:
+                drop.add(Dropped(*key(sample), why))
     return {
-        "kept": len(kept),
-        "kept_share": len(kept) / len(samples),
-        "kept_tokens": sum(len(sample.token_ids) for sample in kept),
+        "kept": kept,
+        "kept_share": kept / len(reasons),
+        "kept_tokens": tokens,
         **quantiles("nll", nll),
         **{f"dropped_{name}": counts[name] for name in expand(config.filters)},
     }

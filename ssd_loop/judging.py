@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from ssd_loop import progress, sandbox
@@ -22,6 +23,7 @@ from ssd_loop.sandbox import Limits
 WALL_PER_CPU = 5.0
 # A program may print this many times what is expected before it is stopped for printing too much.
 OUTPUT_SLACK = 2
+SAMPLES_AT_ONCE = 16384  # of those whose programs are run before training: some hundred MB of answers
 
 T = TypeVar("T")
 Verdict = tuple[Outcome, str | None]  # outcome, behaviour
@@ -119,20 +121,24 @@ def check_prompts(filters: Collection[FilterName], prompts: Sequence[Problem]) -
 
 def for_filters(
     filters: Collection[FilterName],
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     prompts: Sequence[Problem],
     config: SandboxConfig,
 ) -> dict[str, Any]:
     """What `filtering.judge` is told of the samples' code, run as far as the filters ask for it."""
     problems, limits = {prompt.id: prompt for prompt in prompts}, limits_of(config)
-    found: dict[str, Any] = {}
-    if "does_not_run" in filters:
-        found["runs"] = running(samples, problems, limits=limits, workers=config.workers)
-    if {"minority", "fails_tests"} & set(filters):
-        pairs = [(problems[row.prompt_id], row) for row in samples]
-        results = judge_all(pairs, limits=limits, workers=config.workers, execute=True)
-        found["behaviours"] = {(r.problem_id, r.sample_index): r.behaviour for r in results}
-        found["passed"] = {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
+    judges = bool({"minority", "fails_tests"} & set(filters))
+    found: dict[str, Any] = {"runs": set()} if "does_not_run" in filters else {}
+    found |= {"behaviours": {}, "passed": set()} if judges else {}
+    rows = iter(samples if found else ())
+    while some := list(islice(rows, SAMPLES_AT_ONCE)):
+        if "does_not_run" in filters:
+            found["runs"] |= running(some, problems, limits=limits, workers=config.workers)
+        if judges:
+            pairs = [(problems[row.prompt_id], row) for row in some]
+            results = judge_all(pairs, limits=limits, workers=config.workers, execute=True)
+            found["behaviours"] |= {(r.problem_id, r.sample_index): r.behaviour for r in results}
+            found["passed"] |= {(r.problem_id, r.sample_index) for r in results if r.outcome == "passed"}
     return found
 
 

@@ -30,10 +30,12 @@ from ssd_loop import (
     store,
     sweeping,
     tracking,
+    weights,
 )
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
+from ssd_loop.doctor import room
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.monitors import signal
 from ssd_loop.place import RUN_FILE, RUN_NAME, Place
@@ -196,6 +198,9 @@ def _drive(run: Run, about: Mapping[str, Any]) -> int:
     _announce(run, about)
     finished = False
     try:
+        if not run.place.stage(run.config.rounds, "monitor").exists():  # else nothing is built on it any more
+            room.require_disk(run.bench.subject, run.place)
+            weights.check_chain(run)
         stop = controller.run_rounds(run)
         if stop is not None:
             run.tracker.stopped(stop)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_loop.config import DEFAULT_MODEL
+from ssd_loop.durable import disk_errors
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 from ssd_loop.model_cache import cached, default_cache_dir
 from ssd_loop.model_cache import read_json as read_json  # both also used through this module
@@ -309,7 +310,8 @@ def convert(folder: Path, dtype: str, out: Path) -> None:
                 key: tensor.to(target) if tensor.is_floating_point() else tensor
                 for key, tensor in load_file(file).items()
             }
-            save_file(tensors, out / file.name, metadata={"format": "pt"})
+            with disk_errors(out / file.name):
+                save_file(tensors, out / file.name, metadata={"format": "pt"})
             total_bytes += sum(tensor.nbytes for tensor in tensors.values())
         else:
             shutil.copyfile(file, out / file.name)

@@ -27,6 +27,7 @@ STAGES = (
     "sweep",
     "final",
 )
+COMPLETES = "the command that began it completes it"
 # By the settings, the decision rule, or a run's end.
 ONLY_WHERE_ASKED = (*SEEDS, "second_look", "interpolate", "sweep", "final")
 # Kept under checkpoints/, and their folder's name.
@@ -79,6 +80,13 @@ class Place:
             raise BadArtifactError(f"{path} is torn; restore it or choose another --run")
         return about
 
+    def is_only_begun(self) -> bool:
+        """Whether the run was stopped while it was begun: no run.json yet, nothing but what a fork copies."""
+        own = ("sample", "second_look", "monitor", "sweep", "final")
+        return not (self.folder / RUN_FILE).exists() and not any(
+            self.stage(n, stage).exists() for n in self.known_rounds() for stage in own
+        )
+
     def known_rounds(self) -> list[int]:
         """Every round that has a folder, in order."""
         tops = (self.folder, self.weights)
@@ -111,6 +119,8 @@ def existing(root: Path, name: str) -> tuple[Place, dict[str, Any]]:
     place = existing_folders(root, name)
     about = place.about()
     if about is None:
+        if place.is_only_begun():
+            raise ConfigError(f"run {name} was stopped while it was begun; {COMPLETES}")
         raise ConfigError(f"{place.folder} has no {RUN_FILE}; restore it, or start the run again")
     return place, about
 

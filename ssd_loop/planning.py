@@ -179,7 +179,7 @@ def predict(config: RunConfig, *, price_per_device_hour: float = 0.0) -> dict[st
         "ledger": priced(multiplied(config, found, amounts, bench.size)),
         "afterwards": priced(ended) if ended else None,
         "memory_bytes": memory | {"peak": max(memory.values())},
-        "disk_bytes": disk_bytes(subject),
+        "disk_bytes": room.disk_bytes(subject),
         "findings": [asdict(finding) for finding in findings],
         "left_out": list(LEFT_OUT),
     }
@@ -432,14 +432,6 @@ def memory_bytes(subject: Subject) -> dict[str, int]:
         answered=max(lengths),
         max_model_len=config.engine.max_model_len,
     )
-
-
-def disk_bytes(subject: Subject) -> dict[str, int]:
-    """Bytes at most below ``checkpoints/`` and ``rounds/``."""
-    return {
-        "checkpoints": room.checkpoint_bytes(subject.config, subject.sizes),
-        "rounds": room.sample_tokens(subject.config, subject) * room.SAMPLE_TOKEN_BYTES,
-    }
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -7,10 +7,10 @@ always written from rows, never from a table that was read back, because that ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -166,19 +166,65 @@ Row = TypeVar("Row", Sample, Dropped, Result, Trait, TextScore)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Write rows of one kind as Parquet."""
-    rows = list(rows)
+    """Write rows of one kind as Parquet, a row group at a time."""
+    with Writer(path, kind) as writer:
+        for row in rows:
+            writer.add(row)
+
+
+class Writer(Generic[Row]):
+    """Writes rows of one kind as they come, and holds no more than a row group of them."""
+
+    def __init__(self, path: Path, kind: type[Row]) -> None:
+        self._kind: type[Row] = kind
+        self._rows: list[Row] = []
+        self._is_empty = True
+        self._file = pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd")
+
+    def __enter__(self) -> Writer[Row]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None and (self._rows or self._is_empty):
+            self._flush()  # without any row an empty row group
+        self._file.close()
+
+    def add(self, row: Row) -> None:
+        """Write one more."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(_table(self._kind, self._rows), row_group_size=ROWS_PER_GROUP)
+        self._rows, self._is_empty = [], False
+
+
+def _table(kind: type[Row], rows: Sequence[Row]) -> Any:
     columns = [[getattr(row, f.name) for row in rows] for f in fields(kind)]
-    table = pa.Table.from_arrays(
+    return pa.Table.from_arrays(
         [pa.array(c, type=t.type) for c, t in zip(columns, SCHEMAS[kind], strict=True)],
         schema=SCHEMAS[kind],
     )
-    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP, compression="zstd")
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Read rows of one kind."""
     return [from_plain(kind, row) for row in pq.read_table(path).to_pylist()]
+
+
+@dataclass(frozen=True)
+class Stored(Generic[Row]):
+    """The rows of a file, read again a row group at a time whenever they are gone over."""
+
+    path: Path
+    kind: type[Row]
+
+    def __iter__(self) -> Iterator[Row]:
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):  # `iter_batches` holds on to what it has read
+                for row in file.read_row_group(group).to_pylist():
+                    yield from_plain(self.kind, row)
 
 
 def from_plain(kind: type[Row], row: dict[str, Any]) -> Row:

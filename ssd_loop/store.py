@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from ssd_loop.durable import (
     json_bytes,
+    make_folder,
     read_sealed,
     sha256_file,
     sha256_json,
@@ -231,7 +232,7 @@ def _claim_of(wanted: str, inputs: Mapping[str, Input]) -> Claim:
 
 def _begin(folder: Path, claim: Claim) -> Path:
     partial = partial_of(folder)
-    partial.mkdir(parents=True, exist_ok=True)
+    make_folder(partial)
     mark = partial / IN_PROGRESS
     complete = _complete(partial)
     old = complete or _claimed(mark)
@@ -280,6 +281,8 @@ def _outputs(partial: Path) -> dict[str, dict[str, Any]]:
 def _publish(partial: Path, folder: Path) -> Finished:
     _remove(partial / SHARDS)
     _remove(partial / IN_PROGRESS)
+    for inner in (path for path in partial.rglob("*") if path.is_dir()):
+        sync(inner)
     sync(partial)
     partial.rename(folder)
     sync(folder.parent)
@@ -365,9 +368,10 @@ def copy_finished(stage: Finished, folder: Path) -> Finished:
     partial = partial_of(folder)
     _remove(partial)
     hashes = {name: recorded["sha256"] for name, recorded in stage.manifest.outputs.items()}
+    make_folder(partial)
     for name, sha256 in {**hashes, MANIFEST: stage.manifest_sha256}.items():
         source, target = stage.path / name, partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         if source.is_file():
             shutil.copyfile(source, target)
         # The copy is hashed, not the original: that finds damage of either.
@@ -434,7 +438,7 @@ def run_lock(run_folder: Path) -> Iterator[None]:
 
 def _open_lock(lock: Path) -> IO[str]:
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock.parent)
         return lock.open("a")
     except OSError as error:
         raise SsdLoopError(

@@ -2,7 +2,7 @@
 
 Token-exact: the ids that were sampled are the ids trained on. Nothing is decoded, cut or appended, so a
 finished sample teaches its stop token and a truncated one teaches none. The same rows, settings and seed
-give the same bytes in any process.
+give the same bytes in any process, also in one that goes on where a killed one left off.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import models
+from ssd_loop import durable, models, training_state
 from ssd_loop.config import TrainConfig
 from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
 from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
+from ssd_loop.store import SHARDS
 
 STAGE_VERSION = 1  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
@@ -61,11 +63,13 @@ def train(
     on_step: OnStep | None = None,
     probe: Sequence[Sequence[int]] = (),
     ends_on_cliff: bool = True,
+    save_every: int = training_state.EVERY_STEPS,
 ) -> dict[str, float | int]:
     """Metrics of the training; the adapter goes to `out` as float32 in PEFT's own format.
 
     With a probe, ``probe.json`` has the rise of its NLL. Where that is a cliff and `ends_on_cliff` is set,
-    training ends there: no adapter is written, and the metrics have `cliff_step`.
+    training ends there: no adapter is written, and the metrics have `cliff_step`. What it takes to go on
+    after a kill is kept in `out` until the end.
 
     Args:
         config: How to train.
@@ -77,6 +81,7 @@ def train(
         on_step: Called after each optimiser step with (step, steps, loss in nats per token).
         probe: Token ids of fixed human texts, whose NLL is watched every `probe_every` steps.
         ends_on_cliff: Whether a cliff ends the training.
+        save_every: Steps between saved states; 0 = none. The adapter is the same.
 
     Raises:
         StageFailedError: No rows, a loss that is not finite, or too little GPU memory.
@@ -100,7 +105,7 @@ def train(
             if probe and config.probe_every
             else None
         )
-        steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched)
+        steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched, save_every)
     metrics = _metrics(steps, ordered, config.batch_size)
     if watched:
         write_json(out / PROBE, watched.rows())
@@ -184,6 +189,7 @@ def _fit(
     out: Path,
     on_step: OnStep | None,
     probe: cliff.Probe | None,
+    save_every: int,
 ) -> list[_Step]:
     """Train, write the adapter, and return what each optimiser step reported."""
     import torch
@@ -210,19 +216,30 @@ def _fit(
             lora_dropout=0.0,
             target_modules=targets,
         ),
-        callbacks=[_watch(steps, on_step, probe), *([_probing(probe, config.probe_every)] if probe else [])],
+        callbacks=[
+            _watch(steps, on_step, probe),
+            *([_probing(probe, config.probe_every)] if probe else []),
+            *([training_state.saving(save_every, probe)] if save_every else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # prints every step to standard output
+    trainer.processing_class = None  # else a copy of the tokenizer lies in every saved state
     if device == "cpu":
         _score_completions_only(trainer.model)
+    saved = training_state.newest(out / SHARDS, probe)
     try:
-        trainer.train()
+        with durable.disk_errors(out):
+            trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     except torch.OutOfMemoryError as error:
         raise StageFailedError(
             f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch_size}; lower it"
         ) from error
+    finally:
+        with suppress(OSError):  # it holds the states that a later attempt goes on from
+            (out / SHARDS).rmdir()
     if probe is None or probe.cliff is None:
         _save(trainer.model, out)
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
     return steps
 
 
@@ -234,7 +251,7 @@ def _arguments(config: TrainConfig, rows: int, dtype: Any, seed: int, device: st
     micro_batch = min(config.micro_batch_size, config.batch_size)
     on_gpu = device != "cpu"
     arguments = SFTConfig(
-        output_dir=str(out),
+        output_dir=str(out / SHARDS),
         use_cpu=not on_gpu,
         bf16=dtype == torch.bfloat16 and (not on_gpu or torch.cuda.is_bf16_supported()),
         seed=seed % 2**32,  # numpy takes no more
@@ -259,7 +276,7 @@ def _arguments(config: TrainConfig, rows: int, dtype: Any, seed: int, device: st
         lr_scheduler_kwargs={"min_lr_rate": config.final_lr_share},
         warmup_steps=round(config.warmup_share * math.ceil(rows / config.batch_size)),
         gradient_checkpointing=on_gpu,
-        # Nothing but the adapter is written, nothing is sent.
+        # Steps are saved by `training_state.saving` alone, nothing is sent.
         save_strategy="no",
         push_to_hub=False,
         report_to="none",
@@ -317,10 +334,13 @@ def _watch(steps: list[_Step], on_step: OnStep | None, probe: cliff.Probe | None
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            steps.extend(_step(logs) for logs in state.log_history)  # of a training that is gone on with
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "loss" not in logs:  # the summary after the last step
                 return
-            step = _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
+            step = _step(logs)
             if not math.isfinite(step.loss) or not math.isfinite(step.grad_norm):
                 if probe is not None and probe.ends:
                     probe.diverge(state.global_step)
@@ -337,13 +357,18 @@ def _watch(steps: list[_Step], on_step: OnStep | None, probe: cliff.Probe | None
     return Watch()
 
 
+def _step(logs: Mapping[str, Any]) -> _Step:
+    return _Step(float(logs["loss"]), float(logs["grad_norm"]), float(logs["entropy"]))
+
+
 def _probing(probe: cliff.Probe, every: int) -> Any:
     """A callback that probes before the first step and every `every` steps, and ends training on a cliff."""
     from transformers import TrainerCallback
 
     class Probing(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-            probe.measure(model, 0)
+            if state.global_step == 0:
+                probe.measure(model, 0)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
             if state.global_step % every == 0 and probe.measure(model, state.global_step):
@@ -387,18 +412,16 @@ def _save(peft_model: Any, out: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    save_file(
-        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
-        out / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    with durable.disk_errors(out / WEIGHTS):
+        save_file(plain, out / WEIGHTS, metadata={"format": "pt"})
     settings = peft_model.peft_config["default"].to_dict()
     varying = {"base_model_name_or_path": None, "inference_mode": True, "peft_version": None}
-    plain = {
+    written = {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in (settings | varying).items()
     }
-    text = json.dumps(plain, indent=2, sort_keys=True)
+    text = json.dumps(written, indent=2, sort_keys=True)
     (out / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ssd_loop import composition, durable, progress, store
 from ssd_loop.composition import COMPOSITION
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.exporting import CARD
+from ssd_loop.exporting import CARD, is_whole
 from ssd_loop.merging import WEIGHT_FILES
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import (
@@ -45,6 +45,7 @@ class Findings:
         files: Files that were hashed.
         pruned: Files that were deleted on purpose.
         unfinished: Folders and files of interrupted work.
+        is_only_begun: Whether the run was stopped before its run.json was written.
     """
 
     damaged: list[tuple[Path, str]] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Findings:
     files: int = 0
     pruned: int = 0
     unfinished: list[Path] = field(default_factory=list)
+    is_only_begun: bool = False
 
 
 def verify(place: Place) -> Findings:
@@ -80,8 +82,12 @@ def _look(place: Place) -> Findings:
     if (place.folder / RUN_FILE).exists():  # else nobody knows where the run began
         found.damaged += _chain(place, finished, start)
         found.damaged += _gaps(place, finished, start)
-    found.damaged += _compositions(place)
-    found.damaged += _best(place, finished)
+    found.damaged += _compositions(place, found.is_only_begun)
+    if (unsettled := _unsettled(place, finished)) is not None:
+        found.unfinished.append(place.stage(unsettled, "monitor"))
+    else:
+        found.damaged += _best(place, finished)
+    found.damaged += _cards(place, finished, unsettled)
     return found
 
 
@@ -91,7 +97,8 @@ def _run_files(place: Place, found: Findings) -> int:
         if path.is_file() and not _is_sealed(path):
             found.damaged.append((path, ALTERED))
     about = _about(place)
-    if about is None and not (place.folder / RUN_FILE).exists():
+    found.is_only_begun = place.is_only_begun()
+    if not (place.folder / RUN_FILE).exists() and not found.is_only_begun:
         found.damaged.append((place.folder / RUN_FILE, "is missing"))
     return about.get("start", 0) if about else 0
 
@@ -202,7 +209,7 @@ def _gaps(place: Place, finished: dict[tuple[int, str], Finished], start: int) -
             yield place.stage(n, stage), "is missing"
 
 
-def _compositions(place: Place) -> Iterator[tuple[Path, str]]:
+def _compositions(place: Place, is_only_begun: bool) -> Iterator[tuple[Path, str]]:
     """Compositions that were altered, or that name another base or adapters that are not here."""
     about = _about(place)
     base = about["base_model"]["content_hash"] if about else None
@@ -210,7 +217,7 @@ def _compositions(place: Place) -> Iterator[tuple[Path, str]]:
         folder = place.checkpoint(n)
         path = folder / COMPOSITION
         if not path.is_file():
-            if place.stage(n, "merge" if n else "evaluate").exists():
+            if place.stage(n, "merge" if n else "evaluate").exists() and not is_only_begun:
                 yield path, "is missing"
             continue
         try:
@@ -244,6 +251,42 @@ def _finished(folder: Path) -> Finished | None:
         return store.finished(folder)
     except BadArtifactError:
         return None
+
+
+def _unsettled(place: Place, finished: dict[tuple[int, str], Finished]) -> int | None:
+    """The last round decided on, if the run was stopped before its model card was written and `best` moved.
+
+    Then nothing came after the decision, and `best` is where the decision before it put it.
+    """
+    decided = sorted(n for n, stage in finished if stage == "monitor")
+    if not decided:
+        return None
+    last = decided[-1]
+    if any(n > last or stage in ("sweep", "final") for n, stage in finished):
+        return None
+    try:
+        bests = [read_decision(place.stage(n, "monitor")).best_round for n in decided[-2:]]
+    except BadArtifactError:
+        return None  # reported with its file
+    link = place.weights / BEST
+    there = os.readlink(link) if link.is_symlink() else None
+    before = round_name(bests[0]) if len(bests) == 2 else None
+    return last if there == before and there != round_name(bests[-1]) else None
+
+
+def _cards(
+    place: Place, finished: dict[tuple[int, str], Finished], unsettled: int | None
+) -> Iterator[tuple[Path, str]]:
+    """Model cards that were altered, belong to other weights, or are missing where a round was decided on."""
+    for (n, stage), merged in finished.items():
+        if stage != "merge":
+            continue
+        path = merged.path / CARD
+        if path.is_file():
+            if not is_whole(path, merged):
+                yield path, f"{ALTERED} (running the run again writes it anew)"
+        elif (n, "monitor") in finished and n != unsettled:
+            yield path, "is missing (running the run again writes it)"
 
 
 def _best(place: Place, finished: dict[tuple[int, str], Finished]) -> Iterator[tuple[Path, str]]:

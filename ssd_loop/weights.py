@@ -131,6 +131,20 @@ def _merged(
     return Model(n, done.path, done.as_input, terms, done, rounding)
 
 
+def check_chain(run: Run) -> None:
+    """Hash what later rounds build on, so that damage is found before anything is drawn or trained.
+
+    Every adapter goes into every later merge, every evaluation into every later decision.
+
+    Raises:
+        BadArtifactError: a file is missing or its content changed.
+    """
+    for n in run.place.known_rounds():
+        for stage in ("train", "evaluate", "filter"):
+            if done := store.finished(run.place.stage(n, stage)):
+                store.checked(done)
+
+
 def checked_terms(terms: Terms) -> list[Term]:
     """The adapters as a merge takes them, their files compared with their manifests."""
     return [Term(store.checked(adapter), weight) for adapter, weight in terms]

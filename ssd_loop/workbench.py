@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ssd_loop import costs, models, progress
 from ssd_loop.config import RunConfig
@@ -18,6 +18,9 @@ from ssd_loop.engines import Completion, Engine, EngineName, Request, TokenScore
 from ssd_loop.prompts import Renderer
 from ssd_loop.sampling import Drawing
 from ssd_loop.training import TrainingRow
+
+if TYPE_CHECKING:
+    from ssd_loop.doctor.subject import Subject
 
 T = TypeVar("T")
 
@@ -79,11 +82,16 @@ class Workbench:
         return engine_name(self.config.engine)
 
     @cached_property
-    def size(self) -> ModelSize:
-        """What floating-point operations are counted from."""
+    def subject(self) -> Subject:
+        """The base model as `doctor` looks at it: its architecture and its sizes."""
         from ssd_loop.doctor.subject import Subject, Tasks
 
-        subject = Subject(self.config, self, Tasks(self.config))
+        return Subject(self.config, self, Tasks(self.config))
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """What floating-point operations are counted from."""
+        subject = self.subject
         names = {id(module): f"{name}.weight" for name, module in subject.outline.named_modules()}
         matmul = costs.matmul_parameters(
             {name: shape for name, (_, shape) in subject.tensors.items()},

@@ -15,7 +15,7 @@ from tests.runs import ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
 
-KILL_AT = str(Path(__file__).parent / "kill_at.py")
+KILL_AT = str(Path(__file__).parent / "crash/kill_at.py")
 
 DIGITS = {"columns": {"tests": "answer"}, "checker": "exact"}
 SWEEP = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]}
@@ -120,7 +120,13 @@ def test_killed_while_baselines_are_measured_it_ends_byte_equal(learned: Path, t
         for folder in broken.glob(f"rounds/tiny/round_*/{stage}"):
             shutil.rmtree(folder)
     best = state(learned)["best"].removeprefix("round_").lstrip("0")
-    for moment in ("0/sweep/shard", "0/final/shard", f"{best}/sweep/manifest", f"{best}/final/work"):
+    for moment in (
+        "0/sweep/shard",
+        "0/final/shard",
+        "0/final/second",
+        f"{best}/sweep/manifest",
+        f"{best}/final/work",
+    ):
         killed = ssd_loop(moment, "--config", "tiny.yaml", cwd=broken, program=[KILL_AT])
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     assert ssd_loop("--config", "tiny.yaml", cwd=broken).returncode == 0

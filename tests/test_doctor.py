@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from ssd_loop import doctor, models, sandbox
+from ssd_loop import doctor, evaluation, models, sandbox, sweeping
 from ssd_loop.config import EvaluateConfig, ModelConfig, RunConfig, TrackConfig
 from ssd_loop.doctor import checks
 from ssd_loop.doctor import room as rooms
@@ -613,6 +613,26 @@ def test_samples_are_counted_at_their_longest(tiny_llama: Path) -> None:
     long = {row.panel: row.prompt + row.new for row in one.longest}
     measured = 4 * 2 * long["probe"] + 4 * 2 * long["heldout"] + 4 * 1 * long["ood"]
     assert rooms.sample_tokens(one.config, one) == 5 * 4 * long["train"] + (5 + 4) * measured
+
+
+def test_kept_samples_second_looks_sweeps_and_finals_lie_on_disk_too(tiny_llama: Path) -> None:
+    grid = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0], "samples_per_problem": 3}
+    one = subject(tiny_llama, baselines=grid)
+    config, long = one.config, {row.panel: row.prompt + row.new for row in one.longest}
+    measured = 4 * 2 * long["probe"] + 4 * 2 * long["heldout"] + 4 * 1 * long["ood"]
+    assert rooms.repeated_tokens(config, one) == 5 * (4 * long["train"] + 3 * measured)
+    points = len(sweeping.grid(config.baselines, config.sample, config.evaluate))
+    assert points == 4  # as measured, as sampled, and two of the grid
+    report = evaluation.panel_problems(config.evaluate, "report")
+    prompt = max(len(one.bench.renderer.prompt_ids(problem)) for problem in report)
+    new = config.evaluate.max_new_tokens
+    answers = len(report) * config.evaluate.counts["report"] * config.evaluate.baseline_multiplier
+    swept = 2 * points * 4 * 3 * long["heldout"]  # of base and best round
+    assert rooms.baseline_tokens(config, one) == swept + answers * (8 * (prompt + new) + new)
+    everything = rooms.sample_tokens(config, one) + rooms.repeated_tokens(config, one)
+    assert rooms.disk_bytes(one)["rounds"] == 8 * (everything + rooms.baseline_tokens(config, one))
+    without = subject(tiny_llama, baselines={"temperatures": []})
+    assert rooms.baseline_tokens(without.config, without) == 0
 
 
 @pytest.mark.parametrize(

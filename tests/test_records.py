@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from ssd_loop.records import (
     Dropped,
     Result,
     Sample,
+    Stored,
     derive_seed,
     from_plain,
     read_rows,
@@ -123,3 +125,19 @@ def test_a_long_text_is_shown_from_both_ends() -> None:
         "[... 1,000 characters left out ...]",
         "b" * 500,
     ]
+
+
+@pytest.mark.parametrize("count", [0, 1, ROWS_PER_GROUP, 2 * ROWS_PER_GROUP + 1])
+def test_rows_written_as_they_come_are_those_of_one_table(tmp_path: Path, count: int) -> None:
+    rows = [
+        dataclasses.replace(SAMPLE, prompt_id=f"p{i}", token_ids=tuple(range(i % 7)), text="é" * (i % 3000))
+        for i in range(count)
+    ]
+    write_rows(tmp_path / "rows.parquet", Sample, rows)
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in dataclasses.fields(Sample)}
+    table = pa.table(columns, schema=SCHEMAS[Sample])
+    pq.write_table(table, tmp_path / "table.parquet", row_group_size=ROWS_PER_GROUP, compression="zstd")
+    assert (tmp_path / "rows.parquet").read_bytes() == (tmp_path / "table.parquet").read_bytes()
+    stored = Stored(tmp_path / "rows.parquet", Sample)
+    assert list(stored) == rows
+    assert list(stored) == rows  # again from the beginning

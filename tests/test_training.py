@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -313,3 +315,45 @@ def test_experts_cannot_be_named_as_targets(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"target_modules": ("q_proj", "gate_up_proj")})
     with pytest.raises(ConfigError, match=r"gate_up_proj.*mixture of experts: attention alone"):
         train(config, model_dir=base, rows=make_rows(), seed=7, device="cpu", out=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [1, 7, 8, 13, 20])
+def test_a_killed_training_goes_on_from_its_last_saved_state_to_the_same_bytes(
+    tiny_llama: Path, tmp_path: Path, dies_at: int
+) -> None:
+    """Also where the newest state is torn: cut off, with a byte changed, or without its seal."""
+    config = CONFIG.model_copy(update={"probe_every": 2, "epochs": 8})
+    arguments: dict[str, Any] = {
+        "model_dir": tiny_llama,
+        "rows": make_rows(),
+        "seed": 7,
+        "device": "cpu",
+        "probe": [list(range(3, 40)), list(range(9, 60))],
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    metrics = train(config, **arguments, out=whole, save_every=0)
+
+    def die(step: int, steps: int, loss: float) -> None:
+        if step == dies_at:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, **arguments, out=broken, on_step=die, save_every=3)
+    saved = list(broken.glob("shards/checkpoint-*"))
+    assert len(saved) == (dies_at > 3)  # an earlier one is gone once a later one is whole
+    if saved:
+        shutil.copytree(saved[0], broken / "shards/checkpoint-21")
+        file = broken / "shards/checkpoint-21" / ("whole.json" if dies_at == 7 else "optimizer.pt")
+        content = file.read_bytes()
+        file.unlink()
+        if dies_at in (8, 13):
+            file.write_bytes(content[:-1] + b"?" * (dies_at == 13))
+    seen: list[int] = []
+    resumed = train(config, **arguments, out=broken, on_step=lambda step, *_: seen.append(step), save_every=3)
+    assert seen[0] == (dies_at - 1) // 3 * 3 + 1  # the step after the last one that was saved before the kill
+    assert resumed == metrics
+    assert digests(broken) == digests(whole)  # adapter, its config and the probe; nothing else is left

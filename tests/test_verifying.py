@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ssd_loop import composition, durable, store
+from ssd_loop import composition, durable, exporting, store
 from ssd_loop.cli import main
 from ssd_loop.composition import Base, Composition
 from ssd_loop.config import RunConfig
+from ssd_loop.exporting import CARD
 from ssd_loop.monitors.decision import DECISION
-from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place
+from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, round_name
 from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.training import WEIGHTS
 from ssd_loop.verifying import verify
@@ -59,6 +60,8 @@ def make(place: Place, rounds: int = 2) -> None:
             for name in (stage for stage in STAGES if stage not in ONLY_WHERE_ASKED):
                 merged = adapters if name == "merge" else {}
                 done = stage(place, n, name, {"before": done.as_input, **merged})
+                if name == "merge":
+                    (done.path / CARD).write_text(exporting.sealed(f"# Round {n}\n", done))
                 if name == "train":
                     parts.append(composition.part_of(done))
                     adapters[f"adapter_{n:03d}"] = done.as_input
@@ -144,6 +147,9 @@ CASES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("checkpoints/mine/round_001/merged/extra.bin", Path.touch, "", "foreign"),
     ("checkpoints/mine/round_01", Path.mkdir, "", "no part"),
     ("rounds/mine/continued.json", Path.touch, "", "altered"),
+    ("checkpoints/mine/round_001/merged/README.md", flip, "", "altered"),
+    ("checkpoints/mine/round_001/merged/README.md", regrown, "", "altered"),
+    ("checkpoints/mine/round_002/merged/README.md", os.remove, "", "missing"),
 ]
 
 
@@ -180,6 +186,67 @@ def test_stages_of_another_run_do_not_pass(place: Place, tmp_path: Path) -> None
 def test_best_must_be_what_the_last_decision_says(place: Place) -> None:
     durable.point_link(place.weights / "best", "round_002")
     assert "points at round_002" in found(place)["checkpoints/mine/best"]
+
+
+def test_a_card_of_other_weights_is_noticed(place: Place) -> None:
+    first, second = (place.stage(n, "merge") / CARD for n in (1, 2))
+    shutil.copy(first, second)
+    assert found(place) == {
+        "checkpoints/mine/round_002/merged/README.md": "was altered (running the run again writes it anew)"
+    }
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_instant_between_a_decision_and_what_follows_from_it_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place(Path(), "mine")
+    make(place, rounds)
+    last = quiet_decision(rounds).to_json() | {"best_round": rounds}
+    shutil.rmtree(place.stage(rounds, "monitor"))
+    evaluated = store.finished(place.stage(rounds, "evaluate"))
+    assert evaluated is not None
+    (place.stage(rounds, "merge") / CARD).unlink()
+    if rounds == 1:
+        (place.weights / "best").unlink()
+
+    def decide(out: Path) -> Metrics:
+        durable.write_json(out / DECISION, last)
+        return {}
+
+    store.step(
+        place.stage(rounds, "monitor"),
+        stage="monitor",
+        round_index=rounds,
+        version=1,
+        settings={},
+        inputs={"before": evaluated.as_input},
+        work=decide,
+    )
+    result = verify(place)
+    assert (result.damaged, result.unfinished) == ([], [place.stage(rounds, "monitor")])
+    durable.point_link(place.weights / "best", round_name(rounds))
+    assert list(found(place)) == [f"checkpoints/mine/{round_name(rounds)}/merged/README.md"]
+
+
+def test_a_fork_that_was_stopped_while_it_was_copied_is_no_damage(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Place(Path(), "other")
+    for stage_name in ("evaluate", "train"):
+        done = store.finished(place.stage(1, stage_name))
+        assert done is not None
+        store.copy_finished(done, other.stage(1, stage_name))
+    baseline = store.finished(place.stage(0, "evaluate"))
+    assert baseline is not None
+    store.copy_finished(baseline, other.stage(0, "evaluate"))
+    assert main(["verify", "other"]) == 0
+    assert "the command that began it completes it" in capsys.readouterr().out
+    assert main(["status", "other"]) == 2
+    assert "the command that began it completes it" in capsys.readouterr().err
+    flip(other.stage(1, "train") / WEIGHTS)
+    assert main(["verify", "other"]) == 1
 
 
 def test_a_composition_of_another_round_is_noticed(place: Place) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_loop import gate
+from ssd_loop import evaluation, finals, gate, sweeping
 from ssd_loop.config import RunConfig
-from ssd_loop.doctor.subject import GIB, Finding, Sizes, Subject, Verdict, gib
+from ssd_loop.doctor.subject import GIB, Finding, Sizes, Subject, Verdict, gib, longest
 from ssd_loop.engines import EngineName, engine_name
 from ssd_loop.engines.vllm_worker import CPU_KV_CACHE_BYTES
 from ssd_loop.errors import SsdLoopError
+from ssd_loop.place import CHECKPOINTS, ROUNDS, Place
 
 ADAPTER_STATE_BYTES = 16  # per parameter, all float32: weight, gradient and Adam's two moments
 ADAPTER_FILE_BYTES = 4
@@ -22,6 +23,8 @@ PROCESS_BYTES = 8 * GIB // 10
 # (measured on SmolLM2-135M, CPU, 1,024 and 4,096 tokens: 2.4 in bfloat16, 1.9 in float32).
 ACTIVATION_FACTOR = 2.4
 SAMPLE_TOKEN_BYTES = 8  # a token of samples.parquet: its id, and its text
+# Adapters' sizes of two saved states of a training, each with Adam's two moments: the last and the next one.
+STATE_ADAPTERS = 6
 MEMORY_WARNS, DISK_WARNS = 0.8, 0.85  # shares of what is free
 LESS = {
     "sampling": "lower engine.max_model_len, or give vLLM more of a GPU with engine.gpu_memory_utilization",
@@ -150,11 +153,7 @@ def judge_memory(needs: Sequence[Need]) -> Finding:
 
 def check_disk(subject: Subject) -> Finding:
     """What the whole run will write, against what is free where it will lie."""
-    config = subject.config
-    needs = {
-        Path("checkpoints"): checkpoint_bytes(config, subject.sizes),
-        Path("rounds"): sample_tokens(config, subject) * SAMPLE_TOKEN_BYTES,
-    }
+    needs = {Path(folder): needed for folder, needed in disk_bytes(subject).items()}
     rooms: dict[int, tuple[list[str], int, int]] = {}  # by file system: folders, bytes needed, bytes free
     for folder, needed in needs.items():
         place = _existing(folder.absolute())
@@ -167,6 +166,39 @@ def check_disk(subject: Subject) -> Finding:
 def _existing(folder: Path) -> Path:
     """The nearest folder above that is there already."""
     return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def require_disk(subject: Subject, place: Place) -> None:
+    """Stop before weights are written that will not fit.
+
+    Samples are left out: how long they get is not known, and a run that fills the disk with them goes on
+    once there is room.
+
+    Raises:
+        SsdLoopError: what is still to be written below ``checkpoints/`` is more than is free there.
+    """
+    files = (file for file in place.weights.rglob("*") if file.is_file() and not file.is_symlink())
+    there = sum(file.stat().st_size for file in files)
+    needed = max(0, weight_bytes(subject) - there)
+    free = shutil.disk_usage(_existing(place.weights.absolute())).free
+    if needed > free:
+        raise SsdLoopError(
+            f"run {place.run} will write about {gib(needed)} more below {place.weights}, and {gib(free)} are "
+            "free there; make room, or lower merge.keep_last or rounds"
+        )
+
+
+def disk_bytes(subject: Subject) -> dict[str, int]:
+    """Bytes at most below ``checkpoints/`` and ``rounds/``."""
+    parts = (sample_tokens, repeated_tokens, baseline_tokens)
+    tokens = sum(part(subject.config, subject) for part in parts)
+    return {CHECKPOINTS: weight_bytes(subject), ROUNDS: tokens * SAMPLE_TOKEN_BYTES}
+
+
+def weight_bytes(subject: Subject) -> int:
+    """Bytes at most below ``checkpoints/``, the saved states of a training included."""
+    states = STATE_ADAPTERS * subject.sizes.adapter * ADAPTER_FILE_BYTES
+    return checkpoint_bytes(subject.config, subject.sizes) + states
 
 
 def checkpoint_bytes(config: RunConfig, model: Sizes) -> int:
@@ -186,6 +218,38 @@ def sample_tokens(config: RunConfig, subject: Subject) -> int:
         len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
     )
     return config.rounds * drawn + (config.rounds + config.evaluate.baseline_multiplier) * measured
+
+
+def repeated_tokens(config: RunConfig, subject: Subject) -> int:
+    """Tokens at most of the samples that are kept, which are written once more, and of second looks."""
+    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
+    if not long:
+        return 0
+    problems = subject.tasks.problems
+    kept = len(problems["train"]) * config.sample.samples_per_prompt * long["train"]
+    measured = sum(
+        len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
+    )
+    return config.rounds * (kept + config.monitor.second_look * measured)
+
+
+def baseline_tokens(config: RunConfig, subject: Subject) -> int:
+    """Tokens of the sweeps and finals of base and best round at most, as `sample_tokens` counts.
+
+    A final has three arms, and the base's a second draw and a revision besides, whose prompt holds an answer.
+    """
+    evaluate, baselines = config.evaluate, config.baselines
+    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
+    if not long or not baselines.temperatures or not config.sandbox.execute:
+        return 0
+    points = len(sweeping.grid(baselines, config.sample, evaluate))
+    held_out = len(subject.tasks.problems[sweeping.PANEL])
+    swept = points * held_out * baselines.samples_per_problem * long[sweeping.PANEL]
+    untouched = evaluation.panel_problems(evaluate, finals.PANEL)
+    row = longest(finals.PANEL, untouched, subject.bench.renderer, evaluate.max_new_tokens)
+    answers = len(untouched) * evaluate.counts[finals.PANEL] * evaluate.baseline_multiplier
+    measured = answers * ((3 + 3 + 2) * (row.prompt + row.new) + row.new)
+    return 2 * swept + measured
 
 
 def judge_disk(needs: Sequence[Need]) -> Finding:

@@ -7,7 +7,7 @@ Source: arXiv 2606.21090 (onset at step 15.6 of 20 on average); the rule is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,14 @@ class Probe:
         rises = [row["rise"] for row in self.rows() if row["rise"] is not None]
         found: dict[str, float | int] = {"probe_rise_max": max(rises, default=0.0)}
         return found | ({"cliff_step": self.cliff} if self.cliff is not None else {})
+
+    def state(self) -> dict[str, list[float]]:
+        """What was measured so far, as plain data: NLL of every text, by step."""
+        return {str(step): nll.tolist() for step, nll in self._nll.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from what `state` said."""
+        self._nll = {step: np.array(state[str(step)]) for step in sorted(map(int, state))}
 
 
 def text_nll(model: Any, texts: Sequence[Sequence[int]]) -> Floats:
