@@ -127,11 +127,9 @@ def stop_token_ids(path: Path) -> tuple[int, ...]:
             f"the model in {path} names no stop token; set eos_token_id in its generation_config.json"
         )
     found = tuple(declared) if isinstance(declared, list) else (declared,)
-    rows = read_json(path / "config.json").get("vocab_size")
-    if not found or not all(type(token) is int and 0 <= token < (rows or token + 1) for token in found):
+    if not found or not all(type(token) is int and token >= 0 for token in found):
         raise ConfigError(
-            f"eos_token_id = {str(declared)[:40]!r} in {path / GENERATION_CONFIG} is no token of the model; "
-            "give token ids below its vocab_size"
+            f"eos_token_id = {str(declared)[:40]!r} in {path / GENERATION_CONFIG} is no token; give token ids"
         )
     return found
 
@@ -240,6 +238,12 @@ def check_vocabulary(folder: Path) -> None:
 
     rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
     tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    beyond = [token for token in stop_token_ids(folder) if token >= rows]
+    if beyond:
+        raise ConfigError(
+            f"eos_token_id names token {beyond[0]} in {folder / GENERATION_CONFIG}, and vocab_size is "
+            f"{rows}; give token ids below it"
+        )
     if tokens > rows:
         raise ConfigError(
             f"the tokenizer in {folder} has {tokens} tokens and the model {rows} embeddings: tokens were "
