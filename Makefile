@@ -8,7 +8,7 @@ CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cp
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup run test test-long check fix bench-collapse clean
+.PHONY: setup run test test-long check audit fix bench-collapse clean
 
 setup: $(VENV)/.ready  ## make .venv with the pinned closure
 
@@ -36,6 +36,18 @@ check: setup  ## format, lint, types, fast tests
 	$(VENV)/bin/ruff check ssd_loop tests benchmarks
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -m "not slow and not long"
+	$(MAKE) --no-print-directory audit
+
+# Known holes in what is pinned. pip-audit would bring some twenty packages of its own into the environment, so it
+# is run apart, by uvx or pipx where one is there; without them or without a network it says so and fails nothing.
+AUDIT := pip-audit --no-deps --disable-pip --progress-spinner off -r $(CLOSURE) -r requirements/dev.txt
+
+audit:  ## look up the pinned packages among known vulnerabilities
+	@run=$$(command -v uvx || { command -v pipx >/dev/null && echo "pipx run"; } || true); \
+	if [ -z "$$run" ]; then echo "audit skipped: neither uvx nor pipx is here"; exit 0; fi; \
+	said=$$(timeout 120 $$run $(AUDIT) 2>&1) && { echo "audit: no known vulnerability"; exit 0; }; \
+	case "$$said" in *"Found "*"known vulnerabilit"*) echo "$$said"; exit 1;; esac; \
+	echo "audit skipped: the advisory service cannot be asked"
 
 fix: setup  ## format and mend what can be mended
 	$(VENV)/bin/ruff format ssd_loop tests benchmarks

@@ -19,10 +19,11 @@ from ssd_loop import __version__
 from ssd_loop.config import DecideOptions, EvaluateOptions, RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
+from ssd_loop.secret import without_secrets
 
 PROGRAM = "python -m ssd_loop"
 INTERRUPTED = 130
-MESSAGE_LIMIT = 400
+MESSAGE_LIMIT, ENDING = 400, 160  # characters
 MAKE_ROOM = "make room and run the same command, which goes on where this stopped"
 
 JSON_FLAG: dict[str, Any] = {"action": "store_true", "help": "print JSON for scripts"}
@@ -115,8 +116,10 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    text = " ".join(message.split())
-    print(text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "...", file=sys.stderr)
+    text = without_secrets(" ".join(message.split()), os.environ)
+    if len(text) > MESSAGE_LIMIT:  # the end says what to do
+        text = f"{text[: MESSAGE_LIMIT - ENDING - 5]} ... {text[-ENDING:]}"
+    print(text, file=sys.stderr)
     return code
 
 
@@ -136,7 +139,9 @@ def _dispatch(arguments: list[str]) -> int:
         try:
             flags = sources[options.command](parsed_args=_given(options))()
         except SettingsError as error:
-            raise ConfigError(f"a flag cannot be read: {error}; see --help") from None
+            raise ConfigError(
+                f"a flag cannot be read: {error}; write NAME=VALUE or JSON, see --help"
+            ) from None
     result: int = options.action(options, flags)
     return result
 
@@ -467,5 +472,7 @@ def _doctor(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 def _sandbox(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import sandbox
 
+    if options.file.exists() and not (options.file.is_file() or options.file.is_dir()):
+        raise ConfigError(f"{options.file} is a device or pipe; name a Python file")  # it may have no end
     print(json.dumps(sandbox.run_file(options.file, sandbox.Limits())))
     return 0

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import durable, store
+from ssd_loop import durable, models, store
 from ssd_loop.config import DataConfig, RunConfig, Section
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.models import ResolvedModel
@@ -83,7 +83,7 @@ class Composition:
 
 def describe_base(config: RunConfig, base: ResolvedModel, content_hash: str) -> Base:
     """How compositions name the base of a run."""
-    is_folder = Path(config.model.name).expanduser().is_dir()
+    is_folder = models.at_home(config.model.name).is_dir()
     name, revision = (None, None) if is_folder else (config.model.name, config.model.revision)
     return Base(name, revision, base.title, base.dtype, content_hash)
 
@@ -117,7 +117,7 @@ def settings_of(config: RunConfig, engine: str) -> dict[str, Any]:
 def _portable(data: DataConfig) -> dict[str, Any]:
     """Where tasks come from, without this machine's folders."""
     settings = data.model_dump(mode="json")
-    path = Path(data.source).expanduser()
+    path = models.at_home(data.source)
     if path.is_absolute() or path.exists():
         settings["source"] = path.name
     return settings

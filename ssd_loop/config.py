@@ -15,9 +15,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+
+from ssd_loop.secret import has_secret
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -101,10 +104,33 @@ def added_later(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
+LARGEST = 2**31 - 1
+
+
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, on and true as a truth value, which would count as 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None):
+            raise ValueError("a number is expected")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _whole_numbers_fit(cls, value: Any) -> Any:
+        """Engines and libraries hold counts in 32 bits."""
+        numbers = (
+            value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,)
+        )
+        if cls.__name__ != "Range" and any(type(n) is int and abs(n) > LARGEST for n in numbers):
+            raise ValueError(f"whole numbers go up to {LARGEST}")
+        return value
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change results, as plain data: what a fingerprint is made of."""
@@ -127,6 +153,13 @@ def is_neutral(field: Any) -> bool:
     return bool((field.json_schema_extra or {}).get("neutral", False))
 
 
+def _carries_no_key(value: str) -> str:
+    """What names a source is recorded with the run, so a key in it would be too."""
+    if has_secret(value):
+        raise ValueError("an address with a key in it would be recorded; log in with `hf auth login` instead")
+    return value
+
+
 class ModelConfig(Section):
     """Which model is distilled into itself."""
 
@@ -147,6 +180,8 @@ class ModelConfig(Section):
     reasoning_effort: Literal["low", "medium", "high"] | None = added_later(
         None, "Handed to the chat template of GPT-OSS (P appendix C.1: high); unset: the template's own."
     )
+
+    _no_key = field_validator("name", mode="after")(_carries_no_key)
 
     def template_settings(self) -> dict[str, Any]:
         """What the chat template is given besides the messages: nothing that is unset."""
@@ -229,6 +264,8 @@ class DataConfig(Section):
         description="Use this many tasks, spread evenly; unset: all, but 120 of the built-in prompts.",
     )
     seed: int | None = speed_only(None, "Draw the `limit` tasks at random with this seed.", ge=0)
+
+    _no_key = field_validator("source", mode="after")(_carries_no_key)
 
     @field_validator("where", mode="before")
     @classmethod
@@ -316,7 +353,7 @@ class TrainConfig(Section):
     micro_batch_size: int = speed_only(2, "Samples per forward pass; must divide batch_size.", ge=1)
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter (ours; P: no LoRA).")
     lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear",
         description="Linear layers that get an adapter; all-linear leaves out lm_head, and the experts of "
         "a mixture.",

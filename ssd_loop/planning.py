@@ -151,6 +151,7 @@ def predict(config: RunConfig, *, price_per_device_hour: float = 0.0) -> dict[st
     judging.check_prompts(config.filter.filters, prompts)
     judging.require_sandbox(config.sandbox)
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
+    models.check_opens(base.path, config.model.name)
     bench = Workbench(config, base)
     subject = Subject(config, bench, tasks)
     findings = [room.check_memory(subject), room.check_disk(subject)]

@@ -15,6 +15,7 @@ from datetime import date
 from functools import cache
 from itertools import chain
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from ssd_loop import checkers, progress
 from ssd_loop.config import ColumnName, DataConfig, Range, Scalar
@@ -118,6 +119,9 @@ def _problem(
     name = value_in(row, id_column) if id_column else key[:ID_DIGITS]
     if name in EMPTY:
         raise ValueError("has an empty id")
+    if not isinstance(name, str | int | date | UUID) or isinstance(name, bool):
+        raise ValueError(f"has a {type(name).__name__} as its id, which must be text or a whole number")
+    _require_text(prompt=prompt, id=str(name))
     problem = Problem(
         panel=panel,
         id=str(name),
@@ -185,6 +189,13 @@ def value_in(row: Row, column: str) -> Any:
                 raise ValueError(f"has text in column {name!r} that is not JSON") from None
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def _require_text(**texts: str) -> None:
+    """JSON can escape half a character, which no tokenizer and no file takes."""
+    for name, text in texts.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"has half a character (a lone surrogate) in its {name}")
 
 
 def matches(value: Any, condition: Condition) -> bool:

@@ -436,6 +436,28 @@ def run_lock(run_folder: Path) -> Iterator[None]:
                         run_folder.parent.rmdir()
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; nothing is left of the attempt.
+
+    Raises:
+        SsdLoopError: it cannot.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    probe = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SsdLoopError(
+            f"cannot write {folder}: {error.strerror}; mend that or work in another folder"
+        ) from None
+    finally:
+        for path in made:
+            with suppress(OSError):  # never made, or another run was begun in it
+                path.rmdir()
+
+
 def _open_lock(lock: Path) -> IO[str]:
     try:
         make_folder(lock.parent)

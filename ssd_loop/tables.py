@@ -56,7 +56,7 @@ def open_table(config: DataConfig, where: str) -> Table:
         SsdLoopError: the Hub cannot be reached, or what it sends cannot be stored.
     """
     source = config.source
-    local = Path(source).expanduser()
+    local = models.at_home(source)
     if source.endswith(FILES) and (parts := HUB_FILE.fullmatch(source)):
         return _file(_hub_file(parts[1], parts[2], parts[3], config, where), config, where)
     if source.endswith(FILES) and local.is_file():
@@ -144,14 +144,19 @@ def _parquet(path: Path, config: DataConfig, where: str) -> Table:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError):
         raise ConfigError(f"{config.source} ({where}.source) is not a whole Parquet file") from None
     names = tuple(file.schema_arrow.names)
     require_columns(names, config, where)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=_needed(names, config)):
-            yield from batch.to_pylist()
+        try:
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=_needed(names, config)):
+                yield from batch.to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{config.source} ({where}.source) is damaged: {str(error)[:160].rstrip('.')}; write it again"
+            ) from None
 
     return Table(_placed(rows(), config), names)
 
@@ -257,6 +262,7 @@ def _ask_hub(ask: Callable[[], T], config: DataConfig, where: str) -> T:
 def _explained(config: DataConfig, where: str) -> Iterator[None]:
     """Turn what `datasets` raises into settings to correct."""
     from datasets.exceptions import DatasetGenerationError, DatasetsError
+    from yaml import YAMLError
 
     setting = f"{where}.source = {config.source!r}"
     try:
@@ -270,7 +276,9 @@ def _explained(config: DataConfig, where: str) -> Iterator[None]:
             f"{setting} is read by a script of its own, which is never run; name one of its files instead, "
             "as hf://datasets/OWNER/NAME/FILE"
         ) from error
-    except (DatasetsError, FileNotFoundError, ValueError) as error:
+    except StopIteration as error:
+        raise ConfigError(f"{setting} holds no rows; name a data set with some") from error
+    except (DatasetsError, FileNotFoundError, ValueError, YAMLError) as error:
         told = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         reason = str(told).strip().partition("\n")[0].rstrip(".")
         raise ConfigError(

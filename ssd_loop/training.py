@@ -199,7 +199,9 @@ def _fit(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype="auto", trust_remote_code=False, use_safetensors=True
+    )
     targets = target_modules(config, model)
     steps: list[_Step] = []
     trainer = SFTTrainer(

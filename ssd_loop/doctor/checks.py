@@ -73,7 +73,7 @@ def check_model(subject: Subject) -> Finding:
 
 def check_dtype(subject: Subject) -> Finding:
     """In which precision the weights come and run."""
-    base, given = subject.bench.base, Path(subject.config.model.name).expanduser()
+    base, given = subject.bench.base, models.at_home(subject.config.model.name)
     stored = models.float_dtypes(given if given.is_dir() else base.path)
     flags = _processor_flags(Path("/proc/cpuinfo"))
     return judge_dtype(

@@ -108,14 +108,33 @@ def open_engine(config: EngineConfig, dtype: str) -> Engine:
         from ssd_loop.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, dtype)
+    _require_vllm()
+    from ssd_loop.engines.vllm import VllmEngine
+
+    return VllmEngine(config, dtype)
+
+
+def check_device(config: EngineConfig) -> None:
+    """Refuse an engine or a device that is not here, told without opening the engine.
+
+    Raises:
+        ConfigError: vLLM is asked for and not installed.
+        SsdLoopError: this machine has no such device, or the engine was built for another.
+    """
+    if engine_name(config) == "vllm":
+        _require_vllm()
+    if config.device == "cuda":
+        from ssd_loop.engines.transformers import choose_device
+
+        choose_device(config.device)
+
+
+def _require_vllm() -> None:
     if not find_spec("vllm"):
         raise ConfigError(
             "engine.name is vllm, but vLLM is not installed here; install it or set engine.name to "
             "transformers"
         )
-    from ssd_loop.engines.vllm import VllmEngine
-
-    return VllmEngine(config, dtype)
 
 
 def check_lengths(requests: Sequence[Request], max_model_len: int) -> None:

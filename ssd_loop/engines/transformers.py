@@ -7,6 +7,7 @@ batch are changes its answer no more than float noise does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from ssd_loop.engines import (
     weights_state,
 )
 from ssd_loop.engines.truncation import truncate
-from ssd_loop.errors import SsdLoopError
+from ssd_loop.errors import SsdLoopError, StageFailedError
 
 BATCH_SIZE = 32  # fixed, so that a list of requests always makes the same batches
 PADDING_TOKEN = 0  # never seen by the model: the attention mask hides it
@@ -88,9 +89,21 @@ class TransformersEngine:
     def _batches(self, requests: tuple[Request, ...]) -> Iterator[Completion]:
         model = self._loaded()
         for first in range(0, len(requests), BATCH_SIZE):
-            with torch.inference_mode():
+            with torch.inference_mode(), memory_told():
                 completions = generate_batch(model, requests[first : first + BATCH_SIZE])
             yield from completions
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn the device's want of memory into the settings that need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StageFailedError(
+            f"sampling ran out of GPU memory in batches of {BATCH_SIZE}; lower sample.max_new_tokens and "
+            "evaluate.max_new_tokens, or set engine.name to vllm with a lower engine.gpu_memory_utilization"
+        ) from error
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -90,6 +90,7 @@ class Worker:
     """The worker process: every call is one message, every answer one or a stream of messages."""
 
     def __init__(self, config: EngineConfig, dtype: str, model_dir: Path) -> None:
+        self._config = config
         self._folder = tempfile.TemporaryDirectory(prefix="ssd_loop-vllm-")
         self._log = Path(self._folder.name) / "log.txt"
         self._connection, remote = Pipe()
@@ -176,6 +177,11 @@ class Worker:
         except subprocess.TimeoutExpired:
             status = "not known yet"
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        if any("OutOfMemoryError" in line or "CUDA out of memory" in line for line in lines):
+            return StageFailedError(
+                "vLLM ran out of GPU memory with engine.gpu_memory_utilization "
+                f"{self._config.gpu_memory_utilization:g}; lower it, or lower engine.max_model_len"
+            )
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return StageFailedError(
             f"vLLM stopped with exit status {status}: {last[:250]}; run again, or set "
