@@ -213,6 +213,13 @@ def check_opens(folder: Path, name: str) -> None:
             f"model.name {name} cannot be opened as a language model: {reason}; use another "
             "model, or mend its files"
         ) from None
+    rows = config.get_text_config().vocab_size
+    beyond = [token for token in stop_token_ids(folder) if token >= rows]
+    if beyond:
+        raise ConfigError(
+            f"eos_token_id names token {beyond[0]} in {folder / GENERATION_CONFIG}, and vocab_size is "
+            f"{rows}; give token ids below it"
+        )
     shapes = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
     for key, shape in stored_shapes(folder).items():
         if shapes.get(key, shape) != shape:
@@ -239,12 +246,6 @@ def check_vocabulary(folder: Path) -> None:
 
     rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
     tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    beyond = [token for token in stop_token_ids(folder) if token >= rows]
-    if beyond:
-        raise ConfigError(
-            f"eos_token_id names token {beyond[0]} in {folder / GENERATION_CONFIG}, and vocab_size is "
-            f"{rows}; give token ids below it"
-        )
     if tokens > rows:
         raise ConfigError(
             f"the tokenizer in {folder} has {tokens} tokens and the model {rows} embeddings: tokens were "
