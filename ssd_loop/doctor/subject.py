@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ssd_loop import evaluation, training
+from ssd_loop import evaluation, finals, training
 from ssd_loop.config import RunConfig
 from ssd_loop.errors import ConfigError, SsdLoopError
 from ssd_loop.lora import layout
@@ -157,12 +157,14 @@ class Subject:
 
     @cached_property
     def longest(self) -> list[Longest]:
-        """The longest prompt of the training prompts, first, and of every panel."""
-        evaluate = self.config.evaluate
+        """The longest prompt of the training prompts, first, and of every panel that will be asked."""
+        evaluate, asked = self.config.evaluate, dict(self.tasks.problems)
+        if self.config.baselines.temperatures and self.config.sandbox.execute:
+            asked[finals.PANEL] = evaluation.panel_problems(evaluate, finals.PANEL)
         new = self.config.sample.max_new_tokens
         return [
             longest(name, problems, self.bench.renderer, new if name == "train" else evaluate.max_new_tokens)
-            for name, problems in self.tasks.problems.items()
+            for name, problems in asked.items()
         ]
 
     @property
