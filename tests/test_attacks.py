@@ -172,7 +172,10 @@ def most_memory() -> Iterator[list[float]]:
 
 
 def proportional_mib(pid: int) -> float:
+    """Memory of a process, MiB; none of one that is being started, which still has ours."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        if Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
+            return 0.0
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
     return 0.0
