@@ -184,7 +184,9 @@ def test_an_interrupt_is_exit_code_130_and_leaves_no_child(sent: signal.Signals,
     mark = f"ssd-loop-test-{os.getpid()}-{sent.name}"
     (tmp_path / "sleeps.py").write_text(f"import time\ntime.sleep(50)  # {mark}\n")
     process = start("sandbox", str(tmp_path / "sleeps.py"))
-    time.sleep(2)
+    deadline = time.monotonic() + 60
+    while not children_of(process.pid) and time.monotonic() < deadline:  # a busy machine takes seconds
+        time.sleep(0.1)
     process.send_signal(sent)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130

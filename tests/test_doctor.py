@@ -378,6 +378,7 @@ def test_the_longest_prompt_is_measured_and_named(tiny_llama: Path) -> None:
     one = subject(tiny_llama)
     problems = one.tasks.problems
     assert list(problems) == ["train", "probe", "heldout", "ood"]
+    problems = problems | {"report": evaluation.panel_problems(one.config.evaluate, "report")}
     lengths = {
         (name, problem.id): len(one.bench.renderer.prompt_ids(problem))
         for name, panel in problems.items()
@@ -386,7 +387,7 @@ def test_the_longest_prompt_is_measured_and_named(tiny_llama: Path) -> None:
     for row in one.longest:
         assert row.prompt == lengths[row.panel, row.prompt_id]
         assert row.prompt == max(n for (panel, _), n in lengths.items() if panel == row.panel)
-    assert [row.new for row in one.longest] == [160, 128, 128, 128]
+    assert [row.new for row in one.longest] == [160, 128, 128, 128, 128]
 
 
 def test_of_many_prompts_the_longest_texts_are_measured(tiny_llama: Path) -> None:
