@@ -19,7 +19,7 @@ from ssd_loop.weights import Model
 
 def conclude(run: Run) -> None:
     """Compare the best round with the base, where the settings ask for it and a round beat the base."""
-    if not run.config.baselines.temperatures or not run.config.sandbox.execute:
+    if not run.config.has_baselines:
         return
     best = run.place.best
     if not best:

@@ -589,6 +589,11 @@ class RunConfig(Section):
     track: TrackConfig = TrackConfig()
     engine: EngineConfig = EngineConfig()
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether base and best round are compared once a run ends; without run answers nothing is."""
+        return bool(self.baselines.temperatures) and self.sandbox.execute
+
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         for name in EXECUTING:

@@ -36,7 +36,6 @@ from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.doctor import room
-from ssd_loop.doctor.subject import Subject, Tasks
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.monitors import signal
 from ssd_loop.place import RUN_FILE, RUN_NAME, Place
@@ -129,7 +128,7 @@ def _check_prompts_fit(config: RunConfig, bench: Workbench) -> None:
     """Refuse a template that cannot write the prompts, prompts that leave no room, and layers not there."""
     from jinja2 import TemplateError
 
-    subject = Subject(config, bench, Tasks(config))
+    subject = bench.subject
     try:
         found = subject.longest
     except (TemplateError, TypeError, KeyError, AttributeError) as error:

@@ -153,7 +153,7 @@ def predict(config: RunConfig, *, price_per_device_hour: float = 0.0) -> dict[st
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
     models.check_opens(base.path, config.model.name)
     bench = Workbench(config, base)
-    subject = Subject(config, bench, tasks)
+    subject = bench.subject
     findings = [room.check_memory(subject), room.check_disk(subject)]
     texts = evaluation.reference_texts(config.evaluate, bench.renderer)
     amounts = amounts_of(config, tasks, [len(text["token_ids"]) for text in texts])
@@ -196,7 +196,7 @@ def amounts_of(config: RunConfig, tasks: Tasks, lengths: Sequence[int]) -> Amoun
         panels=sum(len(problems[panel]) * count for panel, count in counts.items()),
         probe=sum(min(cliff.TOKENS + 1, length) for length in lengths),
     )
-    if not baselines.temperatures or not config.sandbox.execute:
+    if not config.has_baselines:
         return amounts
     points = len(sweeping.grid(baselines, config.sample, evaluate))
     untouched = len(evaluation.panel_problems(evaluate, finals.PANEL))

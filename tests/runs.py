@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,21 @@ import yaml
 
 # Files whose bytes may differ between an unbroken and a resumed run (docs: one run on disk).
 MAY_DIFFER = {"run.json", "events.jsonl", "costs.jsonl", ".lock"}
+
+
+def damage(path: Path, other: Path, kind: str, rng: random.Random) -> None:
+    """Flip a bit of a file, cut it, delete it, or swap it with another one."""
+    before = path.read_bytes()
+    if kind == "flip":
+        at = rng.randrange(len(before))
+        path.write_bytes(before[:at] + bytes([before[at] ^ 1 << rng.randrange(8)]) + before[at + 1 :])
+    elif kind == "cut":
+        path.write_bytes(before[: rng.randrange(len(before))])
+    elif kind == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(before)
 
 
 def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:

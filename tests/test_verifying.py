@@ -21,6 +21,7 @@ from ssd_loop.store import Finished, Input, Metrics
 from ssd_loop.training import WEIGHTS
 from ssd_loop.verifying import verify
 from tests.rows import quiet_decision
+from tests.runs import damage
 
 FILES = {
     "sample": "samples.parquet",
@@ -285,16 +286,7 @@ def test_random_flips_cuts_deletions_and_swaps_are_all_found(place: Place) -> No
         path, other = rng.sample(files, 2)
         before, other_before = path.read_bytes(), other.read_bytes()
         kind = rng.choice(["flip", "cut", "delete", "swap"])
-        if kind == "flip":
-            at = rng.randrange(len(before))
-            path.write_bytes(before[:at] + bytes([before[at] ^ 1 << rng.randrange(8)]) + before[at + 1 :])
-        elif kind == "cut":
-            path.write_bytes(before[: rng.randrange(len(before))])
-        elif kind == "delete":
-            path.unlink()
-        elif before != other_before:
-            path.write_bytes(other_before)
-            other.write_bytes(before)
+        damage(path, other, kind, rng)
         assert verify(place).damaged or before == other_before, (kind, path, other)
         path.write_bytes(before)
         other.write_bytes(other_before)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssd_loop import evaluation, finals, gate, sweeping
 from ssd_loop.config import RunConfig
-from ssd_loop.doctor.subject import GIB, Finding, Sizes, Subject, Verdict, gib, longest
+from ssd_loop.doctor.subject import GIB, Finding, Sizes, Subject, Verdict, gib
 from ssd_loop.engines import EngineName, engine_name
 from ssd_loop.engines.vllm_worker import CPU_KV_CACHE_BYTES
 from ssd_loop.errors import SsdLoopError
@@ -209,28 +209,32 @@ def checkpoint_bytes(config: RunConfig, model: Sizes) -> int:
 
 def sample_tokens(config: RunConfig, subject: Subject) -> int:
     """Tokens of all samples at most: each as long as its panel's longest prompt and answer. Rough."""
-    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
-    if not long:
-        return 0
-    problems = subject.tasks.problems
-    drawn = len(problems["train"]) * config.sample.samples_per_prompt * long["train"]
-    measured = sum(
-        len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
-    )
+    drawn, measured = _round_tokens(config, subject)
     return config.rounds * drawn + (config.rounds + config.evaluate.baseline_multiplier) * measured
 
 
 def repeated_tokens(config: RunConfig, subject: Subject) -> int:
     """Tokens at most of the samples that are kept, which are written once more, and of second looks."""
-    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
+    drawn, measured = _round_tokens(config, subject)
+    return config.rounds * (drawn + config.monitor.second_look * measured)
+
+
+def _round_tokens(config: RunConfig, subject: Subject) -> tuple[int, int]:
+    """Tokens of the training samples and of the measured answers of one round; 0 where that is unknown."""
+    long = _longest_tokens(subject)
     if not long:
-        return 0
+        return 0, 0
     problems = subject.tasks.problems
-    kept = len(problems["train"]) * config.sample.samples_per_prompt * long["train"]
+    drawn = len(problems["train"]) * config.sample.samples_per_prompt * long["train"]
     measured = sum(
         len(problems[name]) * config.evaluate.counts[name] * long[name] for name in config.evaluate.panels
     )
-    return config.rounds * (kept + config.monitor.second_look * measured)
+    return drawn, measured
+
+
+def _longest_tokens(subject: Subject) -> dict[str, int]:
+    """Tokens of the longest prompt and answer by panel; empty where the prompts cannot be had."""
+    return {row.panel: row.prompt + row.new for row in subject.known_lengths}
 
 
 def baseline_tokens(config: RunConfig, subject: Subject) -> int:
@@ -239,16 +243,15 @@ def baseline_tokens(config: RunConfig, subject: Subject) -> int:
     A final has three arms, and the base's a second draw and a revision besides, whose prompt holds an answer.
     """
     evaluate, baselines = config.evaluate, config.baselines
-    long = {row.panel: row.prompt + row.new for row in subject.known_lengths}
-    if not long or not baselines.temperatures or not config.sandbox.execute:
+    long = _longest_tokens(subject)
+    if not long or not config.has_baselines:
         return 0
     points = len(sweeping.grid(baselines, config.sample, evaluate))
     held_out = len(subject.tasks.problems[sweeping.PANEL])
     swept = points * held_out * baselines.samples_per_problem * long[sweeping.PANEL]
-    untouched = evaluation.panel_problems(evaluate, finals.PANEL)
-    row = longest(finals.PANEL, untouched, subject.bench.renderer, evaluate.max_new_tokens)
-    answers = len(untouched) * evaluate.counts[finals.PANEL] * evaluate.baseline_multiplier
-    measured = answers * ((3 + 3 + 2) * (row.prompt + row.new) + row.new)
+    untouched = len(evaluation.panel_problems(evaluate, finals.PANEL))
+    answers = untouched * evaluate.counts[finals.PANEL] * evaluate.baseline_multiplier
+    measured = answers * ((3 + 3 + 2) * long[finals.PANEL] + evaluate.max_new_tokens)
     return 2 * swept + measured
 
 

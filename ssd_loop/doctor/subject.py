@@ -159,7 +159,7 @@ class Subject:
     def longest(self) -> list[Longest]:
         """The longest prompt of the training prompts, first, and of every panel that will be asked."""
         evaluate, asked = self.config.evaluate, dict(self.tasks.problems)
-        if self.config.baselines.temperatures and self.config.sandbox.execute:
+        if self.config.has_baselines:
             asked[finals.PANEL] = evaluation.panel_problems(evaluate, finals.PANEL)
         new = self.config.sample.max_new_tokens
         return [

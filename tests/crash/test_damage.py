@@ -13,7 +13,7 @@ from ssd_loop.durable import read_jsonl
 from ssd_loop.place import EVENTS, Place
 from ssd_loop.verifying import verify
 from tests.crash.harness import Unbroken
-from tests.runs import MAY_DIFFER, ssd_loop
+from tests.runs import MAY_DIFFER, damage, ssd_loop
 
 pytestmark = pytest.mark.slow
 
@@ -43,20 +43,6 @@ def files(folder: Path) -> list[Path]:
     ]
 
 
-def damaged(path: Path, other: Path, kind: str, rng: random.Random) -> None:
-    before = path.read_bytes()
-    if kind == "flip":
-        at = rng.randrange(len(before))
-        path.write_bytes(before[:at] + bytes([before[at] ^ 1 << rng.randrange(8)]) + before[at + 1 :])
-    elif kind == "cut":
-        path.write_bytes(before[: rng.randrange(len(before))])
-    elif kind == "delete":
-        path.unlink()
-    else:
-        path.write_bytes(other.read_bytes())
-        other.write_bytes(before)
-
-
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_verify_finds_five_hundred_of_each_kind_and_names_the_file(folder: Path, kind: str) -> None:
@@ -68,7 +54,7 @@ def test_verify_finds_five_hundred_of_each_kind_and_names_the_file(folder: Path,
     for _ in range(TIMES):
         path, other = rng.sample(all_files, 2)
         before, other_before = path.read_bytes(), other.read_bytes()
-        damaged(path, other, kind, rng)
+        damage(path, other, kind, rng)
         named = " ".join(str(found) for found, _ in verify(place).damaged)
         same = kind == "swap" and before == other_before
         # A damaged manifest or note speaks for its whole folder.
@@ -108,7 +94,7 @@ USED = [
 def test_what_is_damaged_is_not_used_and_named_before_anything_is_paid_for(
     run: Path, name: str, rounds: int
 ) -> None:
-    damaged(run / name, run / name, "flip", random.Random(name))
+    damage(run / name, run / name, "flip", random.Random(name))
     before = stages_begun(run)
     refused = ssd_loop("--config", "tiny.yaml", "--rounds", rounds, cwd=run)
     assert refused.returncode == 1, refused.stderr
@@ -123,7 +109,7 @@ def test_what_is_damaged_is_not_used_and_named_before_anything_is_paid_for(
 def test_a_damaged_card_is_written_anew(run: Path) -> None:
     card = run / "checkpoints/tiny/round_001/merged/README.md"
     whole = card.read_bytes()
-    damaged(card, card, "cut", random.Random(0))
+    damage(card, card, "cut", random.Random(0))
     refused = ssd_loop("verify", "tiny", cwd=run)
     assert refused.returncode == 1
     assert "running the run again writes it anew" in refused.stdout
