@@ -90,14 +90,14 @@ def test_the_best_round_is_compared_with_the_base_at_its_best(learned: Path) -> 
 def test_status_shows_it_in_words_and_tables(learned: Path) -> None:
     shown = ssd_loop("status", "tiny", cwd=learned).stdout
     assert "that nothing was tuned on" in shown
-    assert "against base, best decoding: +" in shown
+    assert "against the base, best decoding: +" in shown
     assert "Where the gain is" in shown
 
 
 def test_the_card_beside_the_weights_says_what_they_bought(learned: Path) -> None:
     card = (learned / "checkpoints/tiny/best/merged/README.md").read_text()
     assert "## What it bought" in card
-    assert "- on report, which nothing was tuned on, against base best decoding: +" in card
+    assert "- on report, which nothing was tuned on, against the base, best decoding: +" in card
     assert "\n- monitors: " in card
     assert "its prompts' tests as the only judge" in card  # not "without a verifier"
     first = (learned / "checkpoints/tiny/round_001/merged/README.md").read_text()

@@ -19,6 +19,7 @@ from ssd_loop import sandbox
 from ssd_loop.errors import ConfigError, SandboxUnavailableError
 from ssd_loop.problems import preamble_of
 from ssd_loop.sandbox import Foreign, Limits, Missing, Raised, Returned, bubblewrap, launching
+from tests.crash.harness import adopt_orphans
 
 LIMITS = Limits()
 SHORT = Limits(cpu_s=0.5, wall_s=10.0)
@@ -276,6 +277,18 @@ def test_nothing_is_left_after_a_stop_and_no_descriptor_leaks(backend: str) -> N
     assert outcome(bomb, SHORT) == "timeout"
     assert set(below(os.getpid())) <= before
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_no_zombie_is_left_to_a_container_without_an_init_process(backend: str) -> None:
+    orphans = "import os\nfor _ in range(3): os.fork()\n"
+    adopt_orphans()
+    try:
+        before = set(below(os.getpid()))
+        assert outcome(f"{orphans}while True: pass", SHORT) == "timeout"
+        assert outcome(orphans) == "passed"
+        assert set(below(os.getpid())) <= before
+    finally:
+        adopt_orphans(False)
 
 
 def test_everything_inside_dies_with_its_parent() -> None:

@@ -145,7 +145,10 @@ class Child:
         self.process.stderr.close()
         self._channel.close()
         os.close(self._pidfd)
-        self._kept.close()
+        self._kept.close()  # which ends what is left of a group whose leader is gone
+        if self.running:
+            self.running = False
+            self._reap()
 
     def __enter__(self) -> Child:
         return self
@@ -173,6 +176,7 @@ class Child:
         if self._folder is not None:
             self._kill_group()  # before its leader is reaped, whose number is the group's
         self.process.wait()
+        self._reap()
         self.seconds = time.monotonic() - self._started
         self.running = False
         for fd, name in self._streams.items():  # what is there, never until end of file
@@ -247,6 +251,12 @@ class Child:
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        """Waits for the rest of a killed group where its orphans are ours: as a container's first process."""
+        with contextlib.suppress(ChildProcessError):
+            while self._folder is not None:
+                os.waitpid(-self.process.pid, 0)
 
     def _read(self, fd: int, stream: str) -> Literal["some", "none", "closed"]:
         try:

@@ -11,7 +11,7 @@ from tests.crash import harness
 from tests.crash.harness import Unbroken
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def adopting() -> Iterator[None]:
     """What a killed run leaves behind becomes this process's child, and is seen."""
     harness.adopt_orphans()
