@@ -90,11 +90,20 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+class _Discreet(logging.Formatter):
+    """Libraries repeat addresses and headers in their warnings; keys in them are not shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record), os.environ)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, _terminate)  # also where a shell started us in the background, deaf to it
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    printing = logging.StreamHandler()
+    printing.setFormatter(_Discreet("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[printing])
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)

@@ -330,17 +330,33 @@ def read(run_folder: Path) -> dict[tuple[int, str], Cost]:
 
 
 def summed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], Cost]:
-    """Cost of each (round, stage) from the rows of a log."""
+    """Cost of each (round, stage) from the rows of a log; what is no row of ours is left out."""
     attempts: dict[Any, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
-        if not {"round", "stage"} <= row.keys():
-            continue  # no row of ours
+        if not _is_ours(row):
+            continue
         attempts.setdefault(row.get("attempt", number), []).append(row)
     found: dict[tuple[int, str], Cost] = {}
     for booked in attempts.values():
         key = booked[0]["round"], booked[0]["stage"]
         found[key] = total([found.get(key, Cost()), _attempted(key[1], booked)])
     return found
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    counts = {field.name for field in fields(Work)} | {"flops", "tokens"}
+    wanted = {"round", "stage"} if "attempt" in row else {"round", "stage", "seconds", "tokens"}
+    return (
+        wanted <= row.keys()
+        and isinstance(row["stage"], str)
+        and isinstance(row["round"], int)
+        and isinstance(row.get("attempt", ""), str | int)
+        and all(_is_count(row[name]) for name in counts & row.keys())
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _attempted(stage: str, rows: Sequence[Mapping[str, Any]]) -> Cost:

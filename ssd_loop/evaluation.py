@@ -16,7 +16,7 @@ import numpy as np
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
 from ssd_loop.durable import finite, read_json, write_json
 from ssd_loop.engines import Engine
-from ssd_loop.errors import ConfigError
+from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.gains import counts, rates
 from ssd_loop.judging import judge_all, limits_of
 from ssd_loop.monitors import signal
@@ -234,9 +234,14 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The report of a finished evaluation.
 
     Raises:
-        BadArtifactError: it is missing or torn.
+        BadArtifactError: it is missing, torn, or not what an evaluation writes.
     """
-    return read_json(folder / REPORT)
+    report = read_json(folder / REPORT)
+    try:
+        headline(report)  # all that is asked of it first
+    except (AttributeError, KeyError, TypeError):
+        raise BadArtifactError(f"{folder / REPORT} is no report of an evaluation; restore it") from None
+    return report
 
 
 def look(

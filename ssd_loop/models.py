@@ -190,10 +190,7 @@ def check_opens(folder: Path, name: str) -> None:
         content = read_json(folder / file)
     if content and not isinstance(content.get("model"), dict):  # the library's own error has no class
         raise BadArtifactError(f"{folder / 'tokenizer.json'} holds no tokenizer; restore it")
-    for index in folder.glob("*.safetensors.index.json"):
-        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                raise BadArtifactError(f"{folder / shard} is missing, but {index.name} names it; fetch it")
+    check_index(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -227,6 +224,21 @@ def check_opens(folder: Path, name: str) -> None:
                 f"{key} of model.name {name} has shape {shape}, and its config.json asks for {shapes[key]}; "
                 "fetch the model again"
             )
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a sharded model of which a file or a tensor is missing."""
+    for index in folder.glob("*.safetensors.index.json"):
+        named = read_json(index).get("weight_map", {})
+        for shard in sorted(set(named.values())):
+            if not (folder / shard).is_file():
+                raise BadArtifactError(f"{folder / shard} is missing, but {index.name} names it; fetch it")
+        stored = stored_shapes(folder)
+        for key, shard in named.items():
+            if key not in stored:
+                raise BadArtifactError(
+                    f"{folder / shard} has no tensor {key}, but {index.name} names it; fetch it again"
+                )
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ disk, so a killed stage goes on after the last one with the same bytes as if it 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from ssd_loop import progress
 from ssd_loop.config import EvaluateConfig, SampleConfig
 from ssd_loop.durable import write_bytes
 from ssd_loop.engines import Completion, Engine, Request
+from ssd_loop.errors import StageFailedError
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample, derive_seed, write_rows
@@ -113,7 +115,11 @@ def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]
 def draw_all(
     drawing: Drawing, draws: Sequence[Draw], *, engine: Engine, policy_round: int, out: Path
 ) -> list[Sample]:
-    """Draw every completion, shard by shard, keeping finished shards under ``out/shards``."""
+    """Draw every completion, shard by shard, keeping finished shards under ``out/shards``.
+
+    Raises:
+        StageFailedError: log-probs of the base model are not finite; those of later rounds have a monitor.
+    """
     rows: list[Sample] = []
     with progress.task("draw", len(draws), "samples") as task:
         for number, shard in enumerate(split_shards(draws, drawing.shard_size)):
@@ -125,6 +131,8 @@ def draw_all(
             # Read back also when just drawn: a resumed stage takes the same way to the same bytes.
             pairs = zip(shard, _read_shard(path), strict=True)
             rows.extend(_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs)
+            if policy_round == 0:
+                _require_finite(rows)
     return rows
 
 
@@ -140,6 +148,16 @@ def _read_shard(path: Path) -> Iterator[Completion]:
     for line in path.read_text(encoding="utf-8").splitlines():
         token_ids, finish_reason, logprob = json.loads(line)
         yield Completion(tuple(token_ids), finish_reason, logprob)
+
+
+def _require_finite(rows: Sequence[Sample]) -> None:
+    broken = sum(not math.isfinite(row.logprob) for row in rows)
+    if broken:
+        raise StageFailedError(
+            f"{broken} of {len(rows)} answers have log-probs that are not finite: the weights hold NaN or "
+            "infinity, or the model overflows in this precision; check model.name, or set model.dtype to "
+            "bfloat16 or float32"
+        )
 
 
 def _sample(draw: Draw, done: Completion, renderer: Renderer, policy_round: int) -> Sample:
@@ -170,11 +188,15 @@ def run(
     """Draw the round's training samples from the weights that the engine holds, those of `policy_round`.
 
     Writes ``samples.parquet``.
+
+    Raises:
+        StageFailedError: log-probs are not finite; nothing can be learned from such samples.
     """
     draws = plan(
         drawing, prompts, config.samples_per_prompt, decoding=decoding_of(config), round_index=round_index
     )
     rows = draw_all(drawing, draws, engine=engine, policy_round=policy_round, out=out)
+    _require_finite(rows)
     write_rows(out / SAMPLES, Sample, rows)
     return {**summary(rows), "template_sha256": drawing.renderer.template_sha256()}
 

@@ -139,10 +139,21 @@ def checked(stage: Finished) -> Path:
     """
     folder = stage.path.resolve()
     if folder not in _trusted:
-        for name, reason in damages(stage):
-            raise BadArtifactError(f"{stage.path / name} {reason}; restore it or run again under a new --run")
+        for name in stage.manifest.outputs:
+            checked_file(stage, name)
         _trusted.add(folder)
     return stage.path
+
+
+def checked_file(stage: Finished, name: str) -> Path:
+    """One of its files, after that was compared with the manifest.
+
+    Raises:
+        BadArtifactError: it is missing or its content changed.
+    """
+    for _, reason in damages(stage, only=[name]):
+        raise BadArtifactError(f"{stage.path / name} {reason}; restore it or run again under a new --run")
+    return stage.path / name
 
 
 def partial_of(folder: Path) -> Path:

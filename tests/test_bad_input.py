@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from ssd_loop import sources
 from ssd_loop.cli import main
 from ssd_loop.engines.transformers import memory_told
+from ssd_loop.engines.vllm import explained
 from ssd_loop.errors import StageFailedError
 from tests import tiny
 
@@ -107,6 +111,16 @@ def misshapen(here: Path) -> None:
 def unsharded(here: Path) -> None:
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (here / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def without_a_tensor(here: Path) -> None:
+    path = here / "model" / "model.safetensors"
+    tensors = load_file(path)
+    named = dict.fromkeys(tensors, path.name)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": named}
+    path.with_name("model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def panel(row: dict[str, Any], checker: str = "python") -> Prepare:
@@ -209,6 +223,7 @@ CASES: list[tuple[str, list[str], Prepare, int, list[str]]] = [
     ("empty weights", RUN, cut("model.safetensors", 0), 1, ["model.safetensors is damaged", "fetch it"]),
     ("a cut tensor", RUN, misshapen, 1, ["has shape", "fetch the model again"]),
     ("a missing shard", RUN, unsharded, 1, ["model-00002-of-00002.safetensors is missing", "fetch it"]),
+    ("a shard without a tensor", RUN, without_a_tensor, 1, ["no tensor model.norm.weight", "fetch it again"]),
     ("only a pickle", RUN, pickled, 2, ["no .safetensors weights", "convert it"]),
     ("quantised", RUN, changed("config.json", quantization_config={"a": 1}), 2, ["quantised", "unquantised"]),
     ("no tokenizer", RUN, without("tokenizer.json", "tokenizer_config.json", TEMPLATE[6:]), 2, ["tokenizer"]),
@@ -345,6 +360,7 @@ CASES: list[tuple[str, list[str], Prepare, int, list[str]]] = [
     ),
     ("a deep run", ["status", "a"], put("rounds/a/run.json", "[" * 100_000), 1, ["is torn", "restore"]),
     ("report of nothing", ["report", "a"], nothing, 2, ["'a'", "runs here: none"]),
+    ("compare with nothing", ["report", "a", "--compare", "b"], nothing, 2, ["'a'", "runs here: none"]),
     ("decide on nothing", ["decide", "a"], nothing, 2, ["'a'", "runs here: none"]),
     ("verify nothing", ["verify", "../a"], nothing, 2, ["'../a'", "runs here: none"]),
     ("export no round", ["export", "a"], nothing, 2, ["'a' is no round", "RUN@ROUND"]),
@@ -425,6 +441,46 @@ def test_the_table_is_as_long_as_the_docs_say() -> None:
 def test_sampling_that_runs_out_of_memory_says_what_to_lower() -> None:
     with pytest.raises(StageFailedError, match=r"lower sample\.max_new_tokens"), memory_told():
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_vllm_that_runs_out_of_memory_says_what_to_lower() -> None:
+    # In torch's words.
+    log = (
+        "    self.model_runner.load_model(eep_scale_up=eep_scale_up)\n"
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 594.00 MiB.\n"
+        "[rank0]: Warning: destroy_process_group() was not called\n"
+    )
+    assert "lower it, or lower engine.max_model_len" in str(explained(log, 1, 0.9))
+    other = str(explained("Traceback\nValueError: no such layer\n\n", -6, 0.9))
+    assert other.startswith("vLLM stopped with exit status -6: ValueError: no such layer; run again")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_done(here: Path) -> None:
+    """Root may write anywhere, so its capability to do so is dropped."""
+    for name in ("rounds", "checkpoints"):
+        (here / name).mkdir()
+    (here / "rounds").chmod(0o555)
+    before = tree(here)
+    drop = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    command = [*drop, sys.executable, "-m", "ssd_loop", *RUN]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write rounds/default: Permission denied" in done.stderr.strip().splitlines()[-1]
+    assert tree(here) == before
+
+
+@pytest.mark.slow
+def test_a_base_with_broken_weights_is_refused_when_it_first_answers(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = here / "model" / "model.safetensors"
+    tensors = load_file(path)
+    next(tensor for name, tensor in tensors.items() if "mlp" in name)[0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert main(RUN) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "log-probs that are not finite" in last
+    assert "check model.name" in last
 
 
 @pytest.mark.slow

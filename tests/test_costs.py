@@ -203,7 +203,17 @@ def test_a_line_that_lost_nothing_but_its_end_still_counts(tmp_path: Path) -> No
     assert costs.read(tmp_path)[1, "train"].attempts == 2
 
 
-@pytest.mark.parametrize("text", ["", "\n", "null\n", "\x00\x00\x00", "{", "[]\n"])
+ODD_ROWS = (
+    *({"round": "1"}, {"round": None}, {"stage": 3}, {"seconds": -1.0}, {"seconds": "2"}, {"tokens": None}),
+    *({"attempt": []}, {"attempt": "a", "busy_seconds": [1]}, {"attempt": "a", "flops": True}),
+    *({"attempt": "a", "seconds": float("inf")}, {"attempt": "a", "drawn_tokens": {}}),
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "null\n", "\x00\x00\x00", "{", "[]\n", *(json.dumps(OLD | odd) + "\n" for odd in ODD_ROWS)],
+)
 def test_what_is_no_row_is_skipped(tmp_path: Path, text: str) -> None:
     (tmp_path / costs.COSTS).write_text(text)
     assert costs.read(tmp_path) == {}

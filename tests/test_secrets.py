@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,23 @@ def test_keys_are_starred() -> None:
     assert without_secrets(text, {"MY_TOKEN": CANARY, "HOME": "cannot reach"}) == (
         "cannot reach https://***@host/x?token=***&a=1 with ***; try again"
     )
+
+
+def test_warnings_of_libraries_show_no_key(tmp_path: Path) -> None:
+    code = (
+        "import logging, os; from ssd_loop.cli import main; main(['verify', 'none'])\n"
+        "logging.getLogger('urllib3').warning('retrying with %s', os.environ['MY_TOKEN'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "MY_TOKEN": CANARY, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "WARNING: retrying with ***" in done.stderr
+    assert CANARY not in done.stderr
 
 
 @pytest.mark.slow

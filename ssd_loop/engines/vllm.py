@@ -176,17 +176,8 @@ class Worker:
             status: int | str = self._process.wait(CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             status = "not known yet"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        if any("OutOfMemoryError" in line or "CUDA out of memory" in line for line in lines):
-            return StageFailedError(
-                "vLLM ran out of GPU memory with engine.gpu_memory_utilization "
-                f"{self._config.gpu_memory_utilization:g}; lower it, or lower engine.max_model_len"
-            )
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        return StageFailedError(
-            f"vLLM stopped with exit status {status}: {last[:250]}; run again, or set "
-            "engine.name to transformers"
-        )
+        log = self._log.read_text(encoding="utf-8", errors="replace")
+        return explained(log, status, self._config.gpu_memory_utilization)
 
     def close(self) -> None:
         """End the worker and wait until it is gone."""
@@ -203,6 +194,20 @@ class Worker:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def explained(log: str, status: int | str, gpu_memory_utilization: float) -> StageFailedError:
+    """Why a worker went away, and what to do, from what it printed last and its exit status."""
+    lines = [line.strip() for line in log.split("\n") if line.strip()]
+    if any("OutOfMemoryError" in line or "CUDA out of memory" in line for line in lines):
+        return StageFailedError(
+            f"vLLM ran out of GPU memory with engine.gpu_memory_utilization {gpu_memory_utilization:g}; "
+            "lower it, or lower engine.max_model_len"
+        )
+    last = lines[-1] if lines else "no message"
+    return StageFailedError(
+        f"vLLM stopped with exit status {status}: {last[:250]}; run again, or set engine.name to transformers"
+    )
 
 
 def worker_environment(environment: dict[str, str], folder: str) -> dict[str, str]:

@@ -88,9 +88,7 @@ class Shelf:
         for n in self.measured:
             if path := self.file(n, "evaluate", evaluation.REPORT):
                 with self.noting(path):
-                    report = evaluation.read_report(path.parent)
-                    evaluation.headline(report)  # all that a report is asked for first
-                    found[n] = report
+                    found[n] = evaluation.read_report(path.parent)
         return found
 
     def decisions(self) -> list[Decision]:

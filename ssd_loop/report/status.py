@@ -16,7 +16,7 @@ from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.gains import share
 from ssd_loop.monitors import signal
-from ssd_loop.monitors.decision import read_decision
+from ssd_loop.monitors.decision import DECISION, read_decision
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing, round_name
 from ssd_loop.report import facts, outcome
 
@@ -124,12 +124,12 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
             "metrics": done.manifest.metrics if done else {},
         }
         if done and stage == "evaluate":
-            report = evaluation.read_report(folder)
+            report = evaluation.read_report(store.checked_file(done, evaluation.REPORT).parent)
             result["report"] = evaluation.headline(report)
             if found := report.get("signal"):
                 result["signal"] = found
         if done and stage == "monitor":
-            decision = read_decision(folder)
+            decision = read_decision(store.checked_file(done, DECISION).parent)
             result |= {
                 "verdict": decision.verdict,
                 "reason": decision.reason,
