@@ -525,10 +525,11 @@ class MonitorConfig(Section):
         le=16,
         description="Times a panel's samples that are drawn again before an alarm; 0 = no second look.",
     )
-    remedy: Literal["none", "accumulate", "interpolate"] = Field(
+    remedy: Literal["none", "accumulate", "interpolate", "variants"] = Field(
         "none",
         description="Tried once where a run collapses without harm, before a stop: train on all rounds' "
-        "samples from then on, or go on halfway back to an earlier round (WiSE-FT, arXiv 2504.10478).",
+        "samples from then on; go on halfway back to an earlier round (WiSE-FT, arXiv 2504.10478); or ask "
+        "the training prompts in shuffled variants from then on (ours).",
     )
     futility_gain: Share = Field(
         0.005,

@@ -17,11 +17,11 @@ from ssd_loop.lora import Term
 from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, measuring, templating
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import SEEDS
-from ssd_loop.prompts import content_input
+from ssd_loop.prompts import content_input, varied
 from ssd_loop.records import Sample, Stored, derive_seed, read_rows
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Metrics
-from ssd_loop.verdicts import accumulating, discard, earlier_decisions, monitor, obeys, remedied
+from ssd_loop.verdicts import asked_since, discard, earlier_decisions, monitor, obeys, remedied
 from ssd_loop.weights import Model, base_model, merge
 
 
@@ -35,7 +35,7 @@ def run_rounds(run: Run) -> Decision | None:
     if run.start < run.config.rounds:
         model = remedied(run, model, decisions, history[0])
     for n in range(run.start + 1, run.config.rounds + 1):
-        samples = sample(run, n, base if run.config.sample.policy == "base" else model)
+        samples = sample(run, n, base if run.config.sample.policy == "base" else model, decisions)
         kept.append(filter_samples(run, n, samples))
         begun = base if run.config.train.start_from == "base" else model
         adapter = train(run, n, begun, kept, history[0], decisions)
@@ -73,13 +73,15 @@ def begin(run: Run) -> tuple[Model, list[Finished], list[Finished]]:
     return model, [done for done in kept if done], measured
 
 
-def sample(run: Run, n: int, model: Model) -> Finished:
-    """Draw completions of the training prompts."""
+def sample(run: Run, n: int, model: Model, decisions: Sequence[Decision]) -> Finished:
+    """Draw completions of the training prompts, or of variants of them."""
+    remedy = asked_since(run, decisions, "variants")
+    asked = varied(run.prompts, run.config.sample.seed, n) if remedy else run.prompts
 
     def work(out: Path) -> Metrics:
         return sampling.run(
             run.config.sample,
-            run.prompts,
+            asked,
             run.bench.drawing,
             engine=run.bench.engine(weights.ready(run, model)),
             round_index=n,
@@ -87,7 +89,9 @@ def sample(run: Run, n: int, model: Model) -> Finished:
             out=out,
         )
 
-    inputs = {"model": model.source, "prompts": content_input(run.prompts)}
+    inputs = {"model": model.source, "prompts": content_input(asked)}
+    if remedy:
+        inputs["remedy"] = remedy.as_input
     settings = run.config.sample.result_settings() | drawing_settings(run.bench)
     return step(run, n, "sample", sampling.STAGE_VERSION, settings, inputs, work)
 
@@ -119,7 +123,7 @@ def train(
 ) -> Finished:
     """Fine-tune an adapter on `begun` with the kept samples, the current round's last."""
     config = run.config.train
-    remedy = accumulating(run, decisions)
+    remedy = asked_since(run, decisions, "accumulate")
     policy = "accumulate" if remedy else config.data_policy
     used = kept[-1:] if policy == "replace" else kept
     probed = bool(config.probe_every)

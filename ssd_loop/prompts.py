@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ssd_loop.config import DataConfig
 from ssd_loop.durable import sha256_json
 from ssd_loop.problems import Problem, content_hash, load_panel
+from ssd_loop.records import derive_seed
 from ssd_loop.sources import load_tasks, select
 from ssd_loop.store import Input
 
@@ -66,6 +68,13 @@ Python code block that holds the program."""
 REVISION_MESSAGE = """\
 Check your answer. If something in it is wrong or missing, correct it. Then give the whole final answer \
 again, in the same form."""
+
+# What a variant of a prompt opens and closes with: words that change nothing about the task.
+OPENINGS = (
+    *("", "Here is a task.\n\n", "Task:\n\n", "Please solve this.\n\n", "The next exercise:\n\n"),
+    *("A colleague needs help with this.\n\n", "Something to work on:\n\n", "I would like this done.\n\n"),
+)
+CLOSINGS = ("", "\n\nThank you.", "\n\nTake your time.", "\n\nMind the details.", "\n\nThat is all.")
 
 # Wordings that came after the others: named in manifests where they are used.
 WORDING = {"function": (STARTER_MESSAGE, TASK_MESSAGE, NAMED), "stdin": (STDIN_MESSAGE,)}
@@ -176,6 +185,26 @@ class Renderer:
 
 def message(problem: Problem) -> str:
     """What the user turn says."""
+    opening, closing = problem.framing or ("", "")
+    return f"{opening}{_worded(problem)}{closing}"
+
+
+def varied(problems: Sequence[Problem], seed: int, round_index: int) -> tuple[Problem, ...]:
+    """The same tasks with other words around them, drawn anew for every prompt in every round."""
+    rng = random.Random(derive_seed(seed, round_index, "variants"))
+    return tuple(_framed(problem, rng.choice(OPENINGS), rng.choice(CLOSINGS)) for problem in problems)
+
+
+def longest_variants(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The prompts in the longest of their variants."""
+    return tuple(_framed(problem, max(OPENINGS, key=len), max(CLOSINGS, key=len)) for problem in problems)
+
+
+def _framed(problem: Problem, opening: str, closing: str) -> Problem:
+    return replace(problem, framing=(opening, closing))
+
+
+def _worded(problem: Problem) -> str:
     text = problem.prompt.strip()
     if problem.template == "function":
         return _function_message(problem)

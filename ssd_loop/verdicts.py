@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ssd_loop import durable, evaluation, exporting, measuring, monitoring, progress, store, weights
 from ssd_loop.errors import ConfigError
@@ -118,9 +119,11 @@ def remedied(run: Run, model: Model, decisions: Sequence[Decision], baseline: Fi
     return weights.interpolated(run, model, earlier, _monitored(run, last), baseline)
 
 
-def accumulating(run: Run, decisions: Sequence[Decision]) -> Finished | None:
-    """The decision since which all rounds' samples are trained on, if there was one."""
-    if run.config.monitor.remedy != "accumulate":
+def asked_since(
+    run: Run, decisions: Sequence[Decision], remedy: Literal["accumulate", "variants"]
+) -> Finished | None:
+    """The decision since which a remedy changes every round, if there was one."""
+    if run.config.monitor.remedy != remedy:
         return None
     asked = [decision for decision in decisions if decision.verdict == "remedy"]
     return _monitored(run, asked[0]) if asked else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from ssd_loop import prompts
 from ssd_loop.config import DataConfig
 from ssd_loop.errors import ConfigError
 from ssd_loop.problems import Problem, load_panel
-from ssd_loop.prompts import PINNED_DATE, Renderer, content_input, load_prompts, message
+from ssd_loop.prompts import (
+    PINNED_DATE,
+    Renderer,
+    content_input,
+    load_prompts,
+    longest_variants,
+    message,
+    varied,
+)
 from tests import tiny
 from tests.rows import function
 
@@ -156,6 +165,20 @@ def written(folder: Path, text: str | bytes) -> DataConfig:
     path = folder / "mine.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return DataConfig(source=str(path))
+
+
+def test_variants_change_words_around_a_task_and_are_drawn_anew_in_every_round() -> None:
+    problems = load_panel("train")[:60]
+    first = varied(problems, 7, 1)
+    assert first == varied(problems, 7, 1)
+    assert len({first, varied(problems, 7, 2), varied(problems, 8, 1)}) == 3
+    assert len({problem.framing for problem in first}) > 20
+    assert [replace(problem, framing=()) for problem in first] == list(problems)
+    for problem, plain, most in zip(first, problems, longest_variants(problems), strict=True):
+        opening, closing = problem.framing
+        assert message(problem) == opening + message(plain) + closing
+        assert len(message(plain)) <= len(message(problem)) <= len(message(most))
+    assert content_input(first) != content_input(problems)
 
 
 def test_a_jsonl_file_gives_its_prompts_in_order(tmp_path: Path) -> None:

@@ -124,6 +124,32 @@ def test_accumulating_is_tried_once(tmp_path: Path, model: Path) -> None:
     assert ssd_loop("verify", "tiny", cwd=tmp_path).returncode == 0
 
 
+def test_variants_of_the_prompts_are_asked_from_then_on(tmp_path: Path, model: Path) -> None:
+    configured(tmp_path, model, monitor={**STRICT, "remedy": "variants"})
+    ended = ssd_loop("--config", "tiny.yaml", "--rounds", 2, cwd=tmp_path)
+    assert decision(tmp_path, 1)["verdict"] == "remedy"
+    assert "remedy: variants" in ended.stderr
+    place = Place(tmp_path, "tiny")
+    keys = ((1, "sample"), (2, "sample"), (1, "monitor"))
+    plain, drawn, decided = (store.finished(place.stage(*key)) for key in keys)
+    assert plain is not None
+    assert drawn is not None
+    assert decided is not None
+    assert drawn.manifest.inputs["remedy"] == decided.as_input
+    assert drawn.manifest.inputs["prompts"] != plain.manifest.inputs["prompts"]
+    asked = [
+        {row.prompt_id: row.prompt_token_ids for row in read_rows(done.path / "samples.parquet", Sample)}
+        for done in (plain, drawn)
+    ]
+    assert asked[0].keys() == asked[1].keys()
+    assert sum(asked[0][name] != ids for name, ids in asked[1].items()) > len(asked[0]) / 2
+    before = tree(tmp_path)
+    shutil.rmtree(place.stage(2, "sample"))
+    ssd_loop("--config", "tiny.yaml", "--rounds", 2, cwd=tmp_path)
+    assert tree(tmp_path) == before
+    assert ssd_loop("verify", "tiny", cwd=tmp_path).returncode == 0
+
+
 def test_interpolating_goes_on_from_halfway_back(tmp_path: Path, model: Path) -> None:
     configured(tmp_path, model, monitor={**STRICT, "remedy": "interpolate"})
     ended = ssd_loop("--config", "tiny.yaml", "--rounds", 2, cwd=tmp_path)

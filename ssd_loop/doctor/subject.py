@@ -14,7 +14,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.errors import ConfigError, SsdLoopError
 from ssd_loop.lora import layout
 from ssd_loop.problems import Problem
-from ssd_loop.prompts import Renderer, load_prompts, message
+from ssd_loop.prompts import Renderer, load_prompts, longest_variants, message
 from ssd_loop.workbench import Workbench
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -161,6 +161,8 @@ class Subject:
         evaluate, asked = self.config.evaluate, dict(self.tasks.problems)
         if self.config.has_baselines:
             asked[finals.PANEL] = evaluation.panel_problems(evaluate, finals.PANEL)
+        if self.config.monitor.remedy == "variants":
+            asked["train"] = longest_variants(asked["train"])
         new = self.config.sample.max_new_tokens
         return [
             longest(name, problems, self.bench.renderer, new if name == "train" else evaluate.max_new_tokens)

@@ -49,6 +49,7 @@ class Problem:
         cases: Runs of a shell command or a program; the first is the sample.
         starter_code: Code that the answer completes, shown beside the prompt.
         template: Wording around the prompt where it is not the one that goes with `kind`.
+        framing: What the message opens and closes with besides, where it is a variant (`prompts.varied`).
     """
 
     panel: str
@@ -67,10 +68,11 @@ class Problem:
     cases: tuple[Case, ...] = ()
     starter_code: str = ""
     template: Wording = ""
+    framing: tuple[str, ...] = ()
 
 
 # Fields that came later: left out of hashes while they are empty, so that old hashes stand.
-LATER = ("starter_code", "template")
+LATER = ("starter_code", "template", "framing")
 
 
 @dataclass(frozen=True)
