@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ssd_loop.monitors.contrast import Floats
 
@@ -40,9 +39,11 @@ def limit(before: Numbers, of_before: Numbers, floor: float) -> Floats:
         of_before: Samples at round 0.
         floor: Share that is always tolerated.
     """
+    from scipy.special import betaincinv
+
     upper = np.where(
         before < of_before,
-        stats.beta.ppf(CERTAINTY, before + 1.0, np.maximum(of_before - before, 0.5)),
+        betaincinv(before + 1.0, np.maximum(of_before - before, 0.5), CERTAINTY),
         1.0,
     )
     return np.asarray(np.maximum(floor, FACTOR * upper / (1.0 + (FACTOR - 1.0) * upper)))
@@ -50,7 +51,9 @@ def limit(before: Numbers, of_before: Numbers, floor: float) -> Floats:
 
 def surely_above(now: Numbers, of_now: Numbers, bound: Numbers) -> NDArray[np.bool_]:
     """Whether the share's lower Clopper-Pearson bound is above `bound`."""
-    lower = np.where(now > 0, stats.beta.ppf(1.0 - CERTAINTY, np.maximum(now, 0.5), of_now - now + 1.0), 0.0)
+    from scipy.special import betaincinv
+
+    lower = np.where(now > 0, betaincinv(np.maximum(now, 0.5), of_now - now + 1.0, 1.0 - CERTAINTY), 0.0)
     return np.asarray(lower > bound)
 
 

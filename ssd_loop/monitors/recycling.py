@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from scipy.special import comb
 
 from ssd_loop.monitors.contrast import Floats, Values
 from ssd_loop.monitors.draws import Draws, Ints, counts, joined
@@ -80,6 +79,8 @@ def _unseen(n: int, archived: Ints, total: Ints, kinds: Ints, *, own: int) -> Fl
 @cache
 def _table(n: int, sizes: tuple[int, ...], own: int) -> Floats:
     """C(t - c, a) / C(t - own, a) by [index of a in `sizes`, t, c] for t, c up to n; 0 where t - own < a."""
+    from scipy.special import comb
+
     a = np.array(sizes)[:, None, None]
     t, c = np.arange(n + 1)[None, :, None], np.arange(n + 1)[None, None, :]
     whole = comb(np.maximum(t - own, 0), a)

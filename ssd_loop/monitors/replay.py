@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ssd_loop.monitors.contrast import MIN_UNITS, Family, Floats, Values
 from ssd_loop.monitors.draws import Draws
@@ -141,7 +140,9 @@ def _calibrated(nulls: Mapping[str, Null], budget: float) -> dict[str, Limits]:
     needs: where round 0 happened to see no failure, redrawing its samples shows no noise either, and a single
     slip must be no alarm.
     """
-    least = float(stats.norm.ppf(1.0 - budget))
+    from scipy.special import ndtri
+
+    least = float(ndtri(1.0 - budget))
     edge = {name: _peaks(null.edge) for name, null in nulls.items()}
     alone = {
         name: Limits(*(max(float(np.quantile(arm, 1.0 - budget / 2.0)), 1e-6) for arm in arms))

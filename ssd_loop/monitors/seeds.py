@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.8  # the estimate is raised to this upper bound, since it comes from very few trainings
 
@@ -28,5 +27,7 @@ def noise(worsenings: Sequence[float], sampling_variances: Sequence[float]) -> f
     nu = len(worsenings) - 1
     if nu < 1 or not np.isfinite(worsenings).all():
         return 0.0
+    from scipy import stats
+
     between = float(np.var(worsenings, ddof=1)) - float(np.mean(sampling_variances))
     return math.sqrt(max(between, 0.0) * nu / float(stats.chi2.ppf(1.0 - CONFIDENCE, nu)))

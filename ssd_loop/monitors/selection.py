@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ssd_loop.monitors.contrast import Floats
 
@@ -76,5 +75,7 @@ def _mean(gains: Floats) -> float:
 
 def _reach(gains: Floats, confidence: float) -> float:
     """Half width of the one-sided Student interval of the mean."""
+    from scipy.special import stdtrit
+
     se = float(gains.std(ddof=1)) / math.sqrt(len(gains))
-    return float(stats.t.ppf(confidence, len(gains) - 1)) * se
+    return float(stdtrit(len(gains) - 1, confidence)) * se
