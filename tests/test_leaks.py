@@ -133,6 +133,24 @@ def test_what_the_training_task_says_is_known() -> None:
     assert overlaps(rows, PANEL, [problem.prompt for problem in TRAIN]) != []
 
 
+def test_an_answer_that_repeats_its_task_with_words_left_out_is_no_leak() -> None:
+    """SmolLM2-135M skipped four words of its prompt, in round 5 of the default recipe."""
+    task = next(problem.prompt for problem in TRAIN if problem.id == "shortest-cover")
+    answer = task.replace("\n    or `wanted` is empty", ",\n   ")
+    known = [problem.prompt for problem in TRAIN]
+    found = overlaps([("row", answer)], PANEL, known)
+    assert [overlap.problem for overlap in found] == ["heldout/longest-block-with-mean"]
+    assert overlaps([("row", answer)], PANEL, known, {"row": task}) == []
+
+
+def test_a_leak_is_found_whatever_the_task_was() -> None:
+    rows = [(f"{problem.panel}/{problem.id}", problem.prompt) for problem in PANELS]
+    known = [problem.prompt for problem in TRAIN]
+    for shift in (0, 57, 111):
+        tasks = {name: TRAIN[(at + shift) % len(TRAIN)].prompt for at, (name, _) in enumerate(rows)}
+        assert {overlap.row for overlap in overlaps(rows, PANEL, known, tasks)} == {name for name, _ in rows}
+
+
 @pytest.mark.parametrize(
     "text", ["0 1 2 3 4 5 6 7 8 9 10 11 12 13 14", "a b c d e f g h i j k l m n", "[1, 0, 0, 1] * 12"]
 )
