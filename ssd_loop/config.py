@@ -336,7 +336,7 @@ class TrainConfig(Section):
     """LoRA fine-tuning on the raw samples. P trains all weights (AdamW .9/.95, decay .1, cosine)."""
 
     learning_rate: float = Field(
-        5e-5,
+        2e-5,
         gt=0.0,
         le=1.0,
         description="Peak rate; LoRA needs more than P's 5e-6 (ours, docs/decisions/0007).",

@@ -184,7 +184,7 @@ def test_differences_name_changed_results_and_ignore_speed() -> None:
 def test_result_settings_leave_out_speed() -> None:
     settings = RunConfig().train.result_settings()
     assert "micro_batch_size" not in settings
-    assert settings["learning_rate"] == 5e-5
+    assert settings["learning_rate"] == 2e-5
 
 
 @pytest.mark.parametrize(("section", "name"), SETTINGS, ids=lambda value: value)
