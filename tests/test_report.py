@@ -440,7 +440,8 @@ def test_bands_by_hand() -> None:
     bands = {name: (t.points[0].tolerated, t.points[0].alarm_at) for name, t in found.items()}
     assert bands["richness"] == (pytest.approx(1.7), pytest.approx(1.4))
     assert bands["reference_nll"] == (pytest.approx(1.43), pytest.approx(1.46))
-    assert bands["length"] == (25.0, 25.0)
+    assert bands["length"] == (100.0, 100.0)
+    assert found["length"].points[0].alarm_below == 25.0
     assert bands["truncated_share"] == (0.06, 0.06)
     assert bands["self_bleu"] == (None, None)
     assert [t.group for t in found.values()] == ["harm", "collapse", "guard", "guard", "report"]

@@ -63,6 +63,8 @@ def _measured(report: Mapping[str, Any], name: str) -> str:
     value = report.get(name)
     if value is None:
         return NONE
+    if "_distinct_at_" in name:
+        return f"{value:.3f}"
     error = report.get(f"{name}_se")
     return share(value, error) if _is_share(name) else number(value)
 

@@ -87,12 +87,18 @@ def key_facts(found: Account) -> list[tuple[str, str]]:
         ("how it ended", account.ending(found)),
     ]
     if found.config:
-        facts += [("loop", line) for line in status.choices(about)]
+        facts += [_choice(line) for line in status.choices(about)]
     if told := found.reports.get(0, {}).get("signal"):
         facts.append(("before training", signal.lines(told)[0]))
     if seconds := found.ledger["total"]["seconds"]:
         facts.append(("time", f"{seconds / 3600:.2f} hours in its stages"))
     return facts
+
+
+def _choice(line: str) -> tuple[str, str]:
+    """A line of the run's choices under what it is about."""
+    _, found, budget = line.partition("monitors: ")
+    return ("monitors", budget) if found else ("loop", line)
 
 
 def _stated(*values: str | None) -> list[str]:

@@ -99,14 +99,16 @@ def trend(found: Trend, *, name: str) -> Markup:
     with _picture(name, SMALL, f"{found.name} by round; round 0: {base}; {'; '.join(said)}") as canvas:
         axes = canvas.axes
         baseline = _gapped([p.baseline for p in found.points])
-        tolerated, alarm_at = (
-            _gapped([getattr(p, of) for p in found.points]) for of in ("tolerated", "alarm_at")
+        tolerated, alarm_at, alarm_below = (
+            _gapped([getattr(p, of) for p in found.points]) for of in ("tolerated", "alarm_at", "alarm_below")
         )
         spans = _widened(rounds)
-        axes.fill_between(*_steps(spans, baseline, tolerated), color=TOLERATED, linewidth=0)
+        for limit in (tolerated, alarm_below):
+            axes.fill_between(*_steps(spans, baseline, limit), color=TOLERATED, linewidth=0)
         axes.fill_between(*_steps(spans, tolerated, alarm_at), color=NOISE, linewidth=0)
-        x, edge, _ = _steps(spans, alarm_at, alarm_at)
-        axes.plot(x, edge, color=ALARM, linewidth=0.9, linestyle=(0, (3, 2)))
+        for limit in (alarm_at, alarm_below):
+            x, edge, _ = _steps(spans, limit, limit)
+            axes.plot(x, edge, color=ALARM, linewidth=0.9, linestyle=(0, (3, 2)))
         x, edge, _ = _steps(spans, baseline, baseline)
         axes.plot(x, edge, color=SOFT, linewidth=1.0)
         axes.plot(rounds, _gapped([p.value for p in found.points]), color=LINE_1, marker="o")

@@ -61,6 +61,7 @@ class Point:
         alarm_at: Where this round's noise would have made it an alarm of the fast arm: margin + threshold x
             standard error; a guard's limit.
         reason: Why there is no value, or what a guard or the slow arm found.
+        alarm_below: The other limit of a guard that has one on either side.
     """
 
     round: int
@@ -70,6 +71,7 @@ class Point:
     alarm_at: float | None = None
     alarm: bool = False
     reason: str | None = None
+    alarm_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,21 @@ def _group(readings: Sequence[Reading]) -> Group:
 
 
 def _point(name: str, n: int, reading: Reading) -> Point:
-    tolerated, alarm_at = _guard(name, reading) if reading.family == "guard" else _band(name, reading)
-    return Point(n, reading.value, reading.baseline, tolerated, alarm_at, reading.alarm, reading.reason)
+    if reading.family == "guard":
+        alarm_below, tolerated = _limits(name, reading)
+        alarm_at = tolerated
+    else:
+        (tolerated, alarm_at), alarm_below = _band(name, reading), None
+    return Point(
+        n,
+        reading.value,
+        reading.baseline,
+        tolerated,
+        alarm_at,
+        reading.alarm,
+        reading.reason,
+        alarm_below,
+    )
 
 
 def _band(name: str, reading: Reading) -> tuple[float | None, float | None]:
@@ -144,14 +159,10 @@ def _band(name: str, reading: Reading) -> tuple[float | None, float | None]:
     return tolerated, tolerated + worse * reading.threshold * reading.se * scale
 
 
-def _guard(name: str, reading: Reading) -> tuple[float | None, float | None]:
-    """A guard tolerates all up to its limit; the limit of length is a factor, in either direction."""
+def _limits(name: str, reading: Reading) -> tuple[float | None, float | None]:
+    """A guard's limits below and above; None below where only a rise is bad. That of length is a factor."""
     if reading.margin is None or reading.baseline is None:
         return None, None
-    limit = reading.margin
     if name == "length":
-        shrinks = reading.value is not None and reading.value < reading.baseline
-        limit = reading.baseline / limit if shrinks else reading.baseline * limit
-    if name == "merge_residual" and reading.value is not None and reading.value < 0.0:
-        limit = -limit
-    return limit, limit
+        return reading.baseline / reading.margin, reading.baseline * reading.margin
+    return -reading.margin if name == "merge_residual" else None, reading.margin
