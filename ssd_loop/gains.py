@@ -69,13 +69,11 @@ def paired(before: Mapping[str, float], after: Mapping[str, float]) -> Differenc
     low = high = None
     if len(names) > 1:
         if change.std() > 0.0:
-            from scipy.special import (
-                stdtrit,
-            )  # here, as `status` is asked often: SciPy takes a while to import
+            # Imported here: SciPy takes a while, and `status` is asked often.
+            from scipy.special import stdtrit
 
-            reach = float(
-                stdtrit(len(names) - 1, (1.0 + CONFIDENCE) / 2.0) * change.std(ddof=1) / math.sqrt(len(names))
-            )
+            se = float(change.std(ddof=1)) / math.sqrt(len(names))
+            reach = float(stdtrit(len(names) - 1, (1.0 + CONFIDENCE) / 2.0)) * se
             low, high = float(change.mean()) - reach, float(change.mean()) + reach
         elif change.mean() == 0.0:
             low = high = 0.0

@@ -130,9 +130,10 @@ def draw_all(
                 _draw_shard(shard, engine, path, task)
             # Read back also when just drawn: a resumed stage takes the same way to the same bytes.
             pairs = zip(shard, _read_shard(path), strict=True)
-            rows.extend(_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs)
+            drawn = [_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs]
             if policy_round == 0:
-                _require_finite(rows)
+                _require_finite(drawn)
+            rows += drawn
     return rows
 
 
