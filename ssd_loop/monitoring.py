@@ -101,14 +101,12 @@ def seed_noise(folders: Folders, config: RunConfig) -> dict[str, float]:
 
 def leaked(kept: Path, config: RunConfig, prompts: Sequence[Problem]) -> dict[str, list[str]]:
     """Panel texts and canaries found in a round's training rows, by guard."""
-    rows = {
-        f"sample {row.sample_index} of {row.prompt_id}": row
-        for row in read_rows(kept / filtering.KEPT, Sample)
-    }
-    texts = [(name, row.text) for name, row in rows.items()]
+    rows = read_rows(kept / filtering.KEPT, Sample)
+    names = [f"sample {row.sample_index} of {row.prompt_id}" for row in rows]
+    texts = [(name, row.text) for name, row in zip(names, rows, strict=True)]
     known = [text for prompt in prompts for text in (prompt.prompt, prompt.starter_code, prompt.solution)]
     told = {prompt.id: f"{prompt.prompt}\n{prompt.starter_code}" for prompt in prompts}
-    tasks = {name: told.get(row.prompt_id, "") for name, row in rows.items()}
+    tasks = {name: told.get(row.prompt_id, "") for name, row in zip(names, rows, strict=True)}
     overlaps = leaks.overlaps(texts, leaks.said(measured_problems(config)), known, tasks)
     return {
         "panel_overlap": [f"{hit.row}: {hit.words!r} of {hit.problem}" for hit in overlaps],

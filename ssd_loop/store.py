@@ -139,21 +139,20 @@ def checked(stage: Finished) -> Path:
     """
     folder = stage.path.resolve()
     if folder not in _trusted:
-        for name in stage.manifest.outputs:
-            checked_file(stage, name)
+        checked_in(stage, *stage.manifest.outputs)
         _trusted.add(folder)
     return stage.path
 
 
-def checked_file(stage: Finished, name: str) -> Path:
-    """One of its files, after that was compared with the manifest.
+def checked_in(stage: Finished, *names: str) -> Path:
+    """The folder, after these of its files were compared with the manifest.
 
     Raises:
-        BadArtifactError: it is missing or its content changed.
+        BadArtifactError: one is missing or its content changed.
     """
-    for _, reason in damages(stage, only=[name]):
+    for name, reason in damages(stage, only=names):
         raise BadArtifactError(f"{stage.path / name} {reason}; restore it or run again under a new --run")
-    return stage.path / name
+    return stage.path
 
 
 def partial_of(folder: Path) -> Path:

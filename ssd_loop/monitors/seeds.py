@@ -24,10 +24,10 @@ def noise(worsenings: Sequence[float], sampling_variances: Sequence[float]) -> f
         worsenings: The monitor's worsening against round 0 in each training.
         sampling_variances: Variance of each that the drawing of samples alone explains.
     """
+    from scipy import stats
+
     nu = len(worsenings) - 1
     if nu < 1 or not np.isfinite(worsenings).all():
         return 0.0
-    from scipy import stats
-
     between = float(np.var(worsenings, ddof=1)) - float(np.mean(sampling_variances))
     return math.sqrt(max(between, 0.0) * nu / float(stats.chi2.ppf(1.0 - CONFIDENCE, nu)))

@@ -97,8 +97,8 @@ def key_facts(found: Account) -> list[tuple[str, str]]:
 
 def _choice(line: str) -> tuple[str, str]:
     """A line of the run's choices under what it is about."""
-    _, found, budget = line.partition("monitors: ")
-    return ("monitors", budget) if found else ("loop", line)
+    budget = line.removeprefix("monitors: ")
+    return ("loop", line) if budget == line else ("monitors", budget)
 
 
 def _stated(*values: str | None) -> list[str]:

@@ -124,12 +124,12 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
             "metrics": done.manifest.metrics if done else {},
         }
         if done and stage == "evaluate":
-            report = evaluation.read_report(store.checked_file(done, evaluation.REPORT).parent)
+            report = evaluation.read_report(store.checked_in(done, evaluation.REPORT))
             result["report"] = evaluation.headline(report)
             if found := report.get("signal"):
                 result["signal"] = found
         if done and stage == "monitor":
-            decision = read_decision(store.checked_file(done, DECISION).parent)
+            decision = read_decision(store.checked_in(done, DECISION))
             result |= {
                 "verdict": decision.verdict,
                 "reason": decision.reason,

@@ -60,8 +60,8 @@ class Point:
         tolerated: Where the margin is used up.
         alarm_at: Where this round's noise would have made it an alarm of the fast arm: margin + threshold x
             standard error; a guard's limit.
-        reason: Why there is no value, or what a guard or the slow arm found.
         alarm_below: The other limit of a guard that has one on either side.
+        reason: Why there is no value, or what a guard or the slow arm found.
     """
 
     round: int
@@ -69,9 +69,9 @@ class Point:
     baseline: float | None = None
     tolerated: float | None = None
     alarm_at: float | None = None
+    alarm_below: float | None = None
     alarm: bool = False
     reason: str | None = None
-    alarm_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,39 +130,32 @@ def _group(readings: Sequence[Reading]) -> Group:
 
 
 def _point(name: str, n: int, reading: Reading) -> Point:
-    if reading.family == "guard":
-        alarm_below, tolerated = _limits(name, reading)
-        alarm_at = tolerated
-    else:
-        (tolerated, alarm_at), alarm_below = _band(name, reading), None
-    return Point(
-        n,
-        reading.value,
-        reading.baseline,
-        tolerated,
-        alarm_at,
-        reading.alarm,
-        reading.reason,
-        alarm_below,
-    )
+    bounds = (_limits if reading.family == "guard" else _band)(name, reading)
+    return Point(n, reading.value, reading.baseline, *bounds, reading.alarm, reading.reason)
 
 
-def _band(name: str, reading: Reading) -> tuple[float | None, float | None]:
+Bounds = tuple[
+    float | None, float | None, float | None
+]  # `tolerated`, `alarm_at` and `alarm_below` of a point
+
+
+def _band(name: str, reading: Reading) -> Bounds:
     """Where the margin is used up, and where an alarm would begin; None where the monitor has neither."""
     if name not in DIRECTIONS or reading.baseline is None or reading.margin is None:
-        return None, None
+        return None, None, None
     worse, form = DIRECTIONS[name]
     scale = abs(reading.baseline) if form == "relative" else 1.0
     tolerated = reading.baseline + worse * reading.margin * scale
     if reading.threshold is None or reading.se is None:
-        return tolerated, None
-    return tolerated, tolerated + worse * reading.threshold * reading.se * scale
+        return tolerated, None, None
+    return tolerated, tolerated + worse * reading.threshold * reading.se * scale, None
 
 
-def _limits(name: str, reading: Reading) -> tuple[float | None, float | None]:
-    """A guard's limits below and above; None below where only a rise is bad. That of length is a factor."""
+def _limits(name: str, reading: Reading) -> Bounds:
+    """A guard tolerates all up to its limit, which is on either side for some. That of length is a factor."""
     if reading.margin is None or reading.baseline is None:
-        return None, None
+        return None, None, None
+    above, below = reading.margin, -reading.margin if name == "merge_residual" else None
     if name == "length":
-        return reading.baseline / reading.margin, reading.baseline * reading.margin
-    return -reading.margin if name == "merge_residual" else None, reading.margin
+        above, below = reading.baseline * reading.margin, reading.baseline / reading.margin
+    return above, above, below
