@@ -68,7 +68,9 @@ def _healthy(report: Mapping[str, Any]) -> str:
                 f"{_share(other['low'])} to {_share(other['high'])}",
             ]
         )
-    lines = [("H1 without the seed-noise term", report["h1_without_seed_term"], None)]
+    lines: list[tuple[str, Any, Any]] = [
+        ("H1 without the seed-noise term", report["h1_without_seed_term"], None)
+    ]
     lines += [
         (f"H0, {name} at its edge", row, report["replayed"]["edges"].get(name))
         for name, row in report["edges"].items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,7 +229,7 @@ def simulate(
     return _stacked(names, rounds)
 
 
-def _stacked(names: tuple[str, ...], rounds: Sequence[Mapping[str, object]]) -> Traces:
+def _stacked(names: tuple[str, ...], rounds: Sequence[Mapping[str, Any]]) -> Traces:
     def of(key: str) -> Floats:
         return np.stack([np.asarray(r[key]) for r in rounds], axis=-1).astype(np.float32)
 

@@ -210,7 +210,7 @@ def kinds(task: Task) -> tuple[Kind, ...]:
     """Right first, then the mistakes from the likeliest on."""
     wrong = [k for k in ("forgets", "swaps", "skips") if task.modifier != "all" or k == "skips"]
     random.Random(f"mistakes {task.modifier}").shuffle(wrong)
-    return ("right", *wrong)  # type: ignore[arg-type]
+    return ("right", *wrong)
 
 
 def forms(aggregate: str) -> tuple[Form, ...]:

@@ -20,7 +20,8 @@ from benchmarks.collapse.toy import engine
 from benchmarks.collapse.toy.modes import ONSET, Context, Mode
 from ssd_loop import controller, costs, evaluation, filtering, store
 from ssd_loop.errors import SsdLoopError
-from ssd_loop.monitors import rule
+from ssd_loop.measuring import evaluate
+from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import Place
 from ssd_loop.records import Dropped, Sample, derive_seed, read_rows, write_rows
 from ssd_loop.running import Run, step
@@ -102,13 +103,13 @@ class State:
         self.base = base_model(run)
         self.model, self.kept, self.history = controller.begin(run)
         self.filtered: list[Finished] = []
-        self.decisions: list[rule.Decision] = []
+        self.decisions: list[Decision] = []
 
-    def round(self, run: Run, n: int, mode: Mode | None) -> rule.Decision:
+    def round(self, run: Run, n: int, mode: Mode | None) -> Decision:
         """Sample, filter, provoke, train, merge, evaluate, monitor."""
         config = run.config
         policy = self.base if config.sample.policy == "base" else self.model
-        samples = controller.sample(run, n, policy)
+        samples = controller.sample(run, n, policy, self.decisions)
         self.filtered.append(controller.filter_samples(run, n, samples))
         self.kept.append(provoke(run, n, mode, self.filtered) if mode and mode.rows else self.filtered[-1])
         begun = self.base if config.train.start_from == "base" else self.model
@@ -117,12 +118,12 @@ class State:
             decision = discard(run, n, adapter, self.history)
         else:
             self.model = merge(run, n, begun, adapter, self.history[0])
-            self.history.append(controller.evaluate(run, n, self.model, self.history[0]))
+            self.history.append(evaluate(run, n, self.model, self.history[0]))
             decision = self._decide(run, n, self.model)
         self.decisions.append(decision)
         return decision
 
-    def _decide(self, run: Run, n: int, model: Model) -> rule.Decision:
+    def _decide(self, run: Run, n: int, model: Model) -> Decision:
         return monitor(run, n, model, self.kept[-1], self.history, self.decisions)
 
 
@@ -144,11 +145,11 @@ def provoke(run: Run, n: int, mode: Mode, filtered: Sequence[Finished]) -> Finis
     return step(run, n, PROVOKE, PROVOKE_VERSION, settings, inputs, work)
 
 
-def _alarms(decision: rule.Decision) -> list[str]:
+def _alarms(decision: Decision) -> list[str]:
     return [name for name, reading in decision.monitors.items() if reading.alarm]
 
 
-def _seen(place: Place, decision: rule.Decision) -> dict[str, Any]:
+def _seen(place: Place, decision: Decision) -> dict[str, Any]:
     """One round in numbers."""
     n = decision.round
     spent = {stage: cost.seconds for (r, stage), cost in costs.read(place.folder).items() if r == n}

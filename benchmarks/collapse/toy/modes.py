@@ -255,7 +255,7 @@ def batches_of(size: int) -> Patch:
 
 def _all() -> Iterator[Mode]:
     def mode(key: str, settings: Settings | None = None, rows: Rows | None = None, **more: object) -> Mode:
-        return Mode(key, EXPECTED.get(key, ""), settings or {}, rows, **more)  # type: ignore[arg-type]
+        return Mode(key, EXPECTED.get(key, ""), settings or {}, rows, **more)
 
     yield mode("C1", {"sample": {"samples_per_prompt": 1}, "train": {"learning_rate": 1e-2, "epochs": 12}})
     yield mode("C2", {"sample": {"temperature": 0.7, "top_p": 0.8}, "train": HARD})
