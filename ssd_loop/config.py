@@ -76,7 +76,7 @@ MARGINS: dict[MonitorName, float] = {
     "twin_gap": 0.03,
     "reference_nll": 0.03,  # nats per token
     "richness": 0.15,  # share of round 0's
-    "wrong_agreement": 0.03,  # of all pairs: .05 of the wrong ones where three of four answers are wrong
+    "wrong_agreement": 0.03,  # of pairs that ran: .05 of the wrong ones where three of four answers are wrong
     "fork_loss": 0.15,  # share of round 0's entropy
     "lock_leakage": 0.005,
     "dead_share": 0.05,

@@ -119,7 +119,7 @@ def test_true_values_are_what_the_estimators_converge_to(world: World) -> None:
     distinct = richness.measure(found, w.RICHNESS_M)
     assert distinct.num[right] == pytest.approx(w.richness(world, state.law)[right], abs=0.1)
     alike = agreement.wrong_alike(found)
-    assert alike.num / alike.den == pytest.approx(w.agreement(world, state.law), abs=0.06)
+    assert alike.num / alike.den == pytest.approx(w.agreement(world, state), abs=0.06)
     precise = audit.precision(found)
     assert precise.num.sum() / precise.den.sum() == pytest.approx(w._precision(world, state), abs=0.005)
     few = w.sample(world, state, "heldout", 200, 16, rng).draws

@@ -94,8 +94,8 @@ def among_wrong(p: dict[str, Array]) -> float | None:
 
 
 def wrong_alike(p: dict[str, Array]) -> float | None:
-    wrong = ~p["passed"] & (p["behaviour"] >= 0)
-    answers = list(zip(wrong.tolist(), p["behaviour"].tolist(), strict=True))
+    ran = p["passed"] | (p["behaviour"] >= 0)
+    answers = list(zip((~p["passed"])[ran].tolist(), p["behaviour"][ran].tolist(), strict=True))
     return mean_over_choices(answers, 2, lambda ab: ab[0] == ab[1] and ab[0][0])
 
 
@@ -324,6 +324,21 @@ def test_unlearning_all_mistakes_but_one_is_no_entrenchment() -> None:
     assert fractions(agreement.wrong_alike(after)) == [12 / 56]
     assert fractions(agreement.wrong_alike(before)) == [16 / 56]
     assert fractions(agreement.among_wrong(after)) == [1.0]
+
+
+def test_learning_to_write_programs_that_run_is_no_entrenchment() -> None:
+    """One right answer in four and three mistakes, at first half of all crash."""
+    rng = np.random.default_rng(0)
+    ways = rng.integers(0, 4, (4000, 16))
+    crashed = rng.random(ways.shape) < 0.5
+    before, after = (
+        Draws(ran & (ways == 0), ways, np.where(ran, ways, -1), ran, ways * 1.0)
+        for ran in (~crashed, np.ones_like(crashed))
+    )
+    values = [agreement.wrong_alike(draws) for draws in (before, after)]
+    found = contrast(values[1], values[0], "paired", 1)
+    assert found.baseline == pytest.approx(3 / 16, abs=0.01)
+    assert abs(found.worsening) < 3 * found.se
 
 
 # Recycling.

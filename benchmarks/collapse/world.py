@@ -350,8 +350,6 @@ def sample(
     place = chosen + (np.arange(problems, dtype=np.int32)[:, None] + offset) * PROGRAMS
     cut = is_cut(world, state.stretch)
     shape = np.where(cut, -1, world.shape)
-    ran = np.where(cut | (world.shape < 0), -1, world.behaviour)
-    ran[:, LOOP] = -1  # a loop runs out of time
     length = np.minimum(world.log_tokens + state.stretch, np.log(CAP))
     per_token = np.exp(-length[offset : offset + problems])
     logs = np.log(np.maximum(law, 1e-12)) * per_token
@@ -363,7 +361,7 @@ def sample(
     draws = Draws(
         passed=(world.right & ~cut).ravel()[place],
         shape=of_shape,
-        behaviour=ran.ravel()[place],
+        behaviour=ran(world, state.stretch).ravel()[place],
         accepted=(world.accepted & ~cut).ravel()[place],
         score=score,
     )
@@ -375,6 +373,13 @@ def sample(
         bad={"truncated_share": truncated, "loops_share": loops, "unparsable_share": broken},
         distinct2=_distinct2(chosen, of_shape, state.stretch),
     )
+
+
+def ran(world: World, stretch: float) -> NDArray[np.int32]:
+    """(210, 94) behaviour of the programs that end; -1 for the others."""
+    found = np.where(is_cut(world, stretch) | (world.shape < 0), -1, world.behaviour)
+    found[:, LOOP] = -1  # a loop runs out of time
+    return found
 
 
 def _distinct2(chosen: NDArray[np.int32], shape: NDArray[np.int32], stretch: float) -> Floats:
@@ -416,13 +421,13 @@ def _by_class(world: World, law: Floats, classes: int) -> Floats:
     return out
 
 
-def agreement(world: World, law: Floats) -> Floats:
-    """(..., 150) exact chance that two answers are wrong alike."""
-    behaviour = world.behaviour[:HELDOUT]
-    squares = np.zeros(law.shape[:-1])
+def agreement(world: World, state: State) -> Floats:
+    """(..., 150) exact chance that two answers that ran are wrong alike."""
+    behaviour = ran(world, state.stretch)[:HELDOUT]
+    squares = np.zeros(state.law.shape[:-1])
     for kind in range(1, BEHAVIOURS + 2):
-        squares = squares + (law * (behaviour == kind)).sum(axis=-1) ** 2
-    return squares
+        squares = squares + (state.law * (behaviour == kind)).sum(axis=-1) ** 2
+    return squares / np.maximum((state.law * (behaviour >= 0)).sum(axis=-1) ** 2, 1e-300)
 
 
 def judgement(world: World, state: State) -> Floats:
@@ -485,7 +490,7 @@ def truths(
         "gate_precision": lambda: _precision(world, base) - _precision(world, now),
         "ood_pass_at_1": lambda: ((base.ood - now.ood) * world.right).sum(axis=-1).mean(axis=-1),
         "richness": lambda: _loss(richness(world, base.law), richness(world, now.law), before >= 0.3),
-        "wrong_agreement": lambda: (agreement(world, now.law) - agreement(world, base.law)).mean(axis=-1),
+        "wrong_agreement": lambda: (agreement(world, now) - agreement(world, base)).mean(axis=-1),
         "self_judgement": lambda: judgement(world, base) - judgement(world, now),
         "recycling": lambda: _recycled(world, history),
         "twin_gap": lambda: ((rate - twin) - 0.0).mean(axis=-1),

@@ -36,7 +36,7 @@ QUANTITIES = {
     "reference_nll": "NLL of human text, nats a token",
     "twin_gap": "pass@1 over renamed twins",
     "richness": "distinct@m of right answers",
-    "wrong_agreement": "pairs of answers that are wrong alike",
+    "wrong_agreement": "pairs of answers that ran and are wrong alike",
     "fork_loss": "entropy at forks, nats summed over a text",
     "lock_leakage": "mass off the text at locks",
     "dead_share": "share of dead positions",
