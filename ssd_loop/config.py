@@ -300,7 +300,9 @@ class SampleConfig(Section):
         "previous", "Whose weights draw each round's samples: the previous round's or the base's (ours)."
     )
     shard_size: int = Field(
-        64, ge=8, description="Requests drawn at once and redone whole after a kill; 8 or more."
+        256,
+        ge=8,
+        description="Requests drawn at once, and redone whole after a kill; small shards leave the engine half idle.",
     )
 
 
