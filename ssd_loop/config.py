@@ -302,7 +302,7 @@ class SampleConfig(Section):
     shard_size: int = Field(
         256,
         ge=8,
-        description="Requests drawn at once, and redone whole after a kill; small shards leave the engine half idle.",
+        description="Requests drawn at once, and redone whole after a kill; few leave the engine half idle.",
     )
 
 

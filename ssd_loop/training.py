@@ -27,11 +27,14 @@ from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
 from ssd_loop.store import SHARDS
 
-STAGE_VERSION = 1  # raised when the same settings would give another adapter
+STAGE_VERSION = 2  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PROBE = "probe.json"
 IGNORED = -100  # the label that carries no loss (torch's cross_entropy)
+EAGER_TOKENS = (
+    384  # rows up to which a CPU attends by plain products, faster than its fused kernel; memory ~ n^2
+)
 POOL_BATCHES = 50  # sorted by length together, as transformers' LengthGroupedSampler does
 
 OnStep = Callable[[int, int, float], None]
@@ -199,8 +202,13 @@ def _fit(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+    longest = max(len(row.prompt_token_ids) + len(row.token_ids) for row in ordered)
     model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype="auto", trust_remote_code=False, use_safetensors=True
+        model_dir,
+        dtype="auto",
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="eager" if device == "cpu" and longest <= EAGER_TOKENS else None,
     )
     targets = target_modules(config, model)
     steps: list[_Step] = []
@@ -226,11 +234,9 @@ def _fit(
     )
     trainer.remove_callback(PrinterCallback)  # prints every step to standard output
     trainer.processing_class = None  # else a copy of the tokenizer lies in every saved state
-    if device == "cpu":
-        _score_completions_only(trainer.model)
     saved = training_state.newest(out / SHARDS, probe)
     try:
-        with durable.disk_errors(out):
+        with durable.disk_errors(out), _quick(trainer.model, device):
             trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     except torch.OutOfMemoryError as error:
         raise StageFailedError(
@@ -379,11 +385,27 @@ def _probing(probe: cliff.Probe, every: int) -> Any:
     return Probing()
 
 
+@contextmanager
+def _quick(peft_model: Any, device: str) -> Iterator[None]:
+    """Leave out what costs time on a CPU and changes no result beyond rounding."""
+    from peft.helpers import disable_input_dtype_casting
+
+    if device != "cpu":
+        yield
+        return
+    from ssd_loop import loss_head
+
+    _score_completions_only(peft_model)
+    # Autocast casts what enters an adapter's products anyway.
+    with loss_head.in_place_of_trls(), disable_input_dtype_casting(peft_model):
+        yield
+
+
 def _score_completions_only(peft_model: Any) -> None:
     """Let TRL's loss head see completion tokens only, which it arranges for itself on GPUs alone.
 
-    On a CPU it scores prompts and padding too, which took a third of the time on SmolLM2-135M. The loss and
-    the adapter come out with the same bits.
+    On a CPU it scores prompts and padding too, which took a third of the time on SmolLM2-135M. The loss comes
+    out with the same bits.
     """
     import torch
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 from ssd_loop import costs, models, progress
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, ModelSize, Work
-from ssd_loop.engines import Completion, Engine, EngineName, Request, TokenScores, engine_name, open_engine
+from ssd_loop.engines import (
+    THREADS,
+    Completion,
+    Engine,
+    EngineName,
+    Request,
+    TokenScores,
+    engine_name,
+    open_engine,
+)
 from ssd_loop.prompts import Renderer
 from ssd_loop.sampling import Drawing
 from ssd_loop.training import TrainingRow
@@ -24,9 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# OpenMP threads that spin while they wait take the cores from whoever has work: the engine and the trainer
-# share one machine. Takes effect because torch is imported later than this module.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Takes effect because torch is imported later than this module.
+for _name, _value in THREADS.items():
+    os.environ.setdefault(_name, _value)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any
 
 from ssd_loop.config import EngineConfig
 from ssd_loop.engines import (
+    THREADS,
     Completion,
     EngineName,
     Request,
@@ -222,8 +223,7 @@ def worker_environment(environment: dict[str, str], folder: str) -> dict[str, st
         "VLLM_LOGGING_LEVEL": "WARNING",
         "LD_PRELOAD": ":".join([*preloads(), *filter(None, [environment.get("LD_PRELOAD")])]),
     }
-    # Threads that wait by spinning cost little on an idle machine, and most of the speed on a shared one.
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | environment | fixed
+    return THREADS | environment | fixed
 
 
 def preloads() -> list[str]:
