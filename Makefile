@@ -8,7 +8,7 @@ CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cp
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup run test test-long check audit fix bench-collapse clean
+.PHONY: setup run test test-long check audit fix bench bench-collapse clean
 
 setup: $(VENV)/.ready  ## make .venv with the pinned closure
 
@@ -52,6 +52,9 @@ audit:  ## look up the pinned packages among known vulnerabilities
 fix: setup  ## format and mend what can be mended
 	$(VENV)/bin/ruff format ssd_loop tests benchmarks
 	$(VENV)/bin/ruff check --fix ssd_loop tests benchmarks
+
+bench: setup  ## how fast it is, against its parts' plain use and the machine; an hour on two cores
+	$(VENV)/bin/python -m benchmarks.speed --out build/speed
 
 bench-collapse: setup  ## how often the monitors cry wolf and how late they are; an hour on two cores
 	$(VENV)/bin/python -m benchmarks.collapse.tier_a --out build/collapse

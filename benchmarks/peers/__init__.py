@@ -1,0 +1,1 @@
+"""Other tools on the same task, each in an environment of its own."""
