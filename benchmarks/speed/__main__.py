@@ -64,8 +64,8 @@ def training_tables(found: Found) -> list[str]:
     return [
         f"## Training: {found['tokens']} tokens of prompts and answers, LoRA of rank 16\n",
         table(["Arm", "Tokens/s", "To TRL's defaults", "Peak memory, GiB"], rows),
-        f"{found['flops_per_token'] / 1e6:.0f} million operations a token; matrix products of these shapes reach "
-        f"{peak} GFLOP/s here, of which training uses {100 * found['share_of_peak']:.0f} %.\n",
+        f"{found['flops_per_token'] / 1e6:.0f} million operations a token; matrix products of these shapes "
+        f"reach {peak} GFLOP/s here, of which training uses {100 * found['share_of_peak']:.0f} %.\n",
     ]
 
 
@@ -91,8 +91,8 @@ def rounds_tables(found: Found) -> list[str]:
         "## Rounds\n",
         table(["What", "Seconds"], rows),
         f"A round is {found['times_faster']:.1f} times as fast as a pass of the peer. The whole run takes "
-        f"{found['wall_over_busy']:.2f} of the time that the device is at work; its processes together peak at "
-        f"{whole['peak_gib']:.1f} GiB.\n",
+        f"{found['wall_over_busy']:.2f} of the time that the device is at work; its processes together peak "
+        f"at {whole['peak_gib']:.1f} GiB.\n",
         table(["Stage of the five rounds", "Seconds"], shown),
         table(["Command", "Seconds"], short),
     ]

@@ -54,5 +54,6 @@ def alone(module: str, *arguments: str, more: Mapping[str, str] | None = None) -
     )
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    lines = done.stdout.splitlines()  # vLLM writes its log there too, also after us
+    found: dict[str, Any] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     return found

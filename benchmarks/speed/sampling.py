@@ -54,7 +54,12 @@ def vllms(law: tuple[float, int, float]) -> dict[str, float]:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # vLLM's own processes start with none
         os.environ.pop(name, None)
     began = time.perf_counter()
-    llm = LLM(model=str(of.base.path), dtype=of.base.dtype, max_model_len=of.config.engine.max_model_len)
+    llm = LLM(
+        model=str(of.base.path),
+        dtype=of.base.dtype,
+        max_model_len=of.config.engine.max_model_len,
+        kv_cache_memory_bytes=1 << 30,  # else it asks for nearly all of the machine's memory
+    )
     temperature, top_k, top_p = law
     params = SamplingParams(
         temperature=temperature,
