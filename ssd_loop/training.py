@@ -388,16 +388,17 @@ def _probing(probe: cliff.Probe, every: int) -> Any:
 @contextmanager
 def _quick(peft_model: Any, device: str) -> Iterator[None]:
     """Leave out what costs time on a CPU and changes no result beyond rounding."""
-    from peft.helpers import disable_input_dtype_casting
-
     if device != "cpu":
         yield
         return
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
     from ssd_loop import loss_head
 
     _score_completions_only(peft_model)
-    # Autocast casts what enters an adapter's products anyway.
-    with loss_head.in_place_of_trls(), disable_input_dtype_casting(peft_model):
+    is_cast_anyway = peft_model.dtype == torch.bfloat16  # by autocast, whatever enters an adapter's products
+    with loss_head.in_place_of_trls(), disable_input_dtype_casting(peft_model, active=is_cast_anyway):
         yield
 
 
