@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -282,6 +283,17 @@ def test_the_worker_dies_with_a_killed_run(tiny_qwen3, tmp_path):
         assert not alive
         assert leader.stderr.read() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+def test_other_weights_than_those_asked_never_answer(tiny_qwen3):
+    with closing(opened("vllm")) as engine:
+        engine.load(tiny_qwen3)
+        assert len(list(engine.generate(requests(tiny_qwen3, 8)))) == 8
+        engine._loaded = (("elsewhere/model.safetensors", 1, 1),)
+        with pytest.raises(StageFailedError, match=r"asked of the weights .*elsewhere"):
+            list(engine.generate(requests(tiny_qwen3, 8)))
 
 
 @pytest.mark.slow

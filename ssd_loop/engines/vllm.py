@@ -55,21 +55,21 @@ class VllmEngine:
         check_context(model_dir, self._config.max_model_len)
         wanted = weights_state(model_dir)
         if self._worker is None:
-            self._worker = Worker(self._config, self._dtype, model_dir)
+            self._worker = Worker(self._config, self._dtype, model_dir, wanted)
         elif wanted != self._loaded:
             self._loaded = None  # neither the old nor the new ones, should this be interrupted
-            self._worker.call("load", str(model_dir))
+            self._worker.call("load", wanted, str(model_dir))
         self._loaded = wanted
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions in the order of the requests."""
         check_lengths(requests, self._config.max_model_len)
-        return self._started().stream("generate", tuple(requests))
+        return self._started().stream("generate", self._loaded, tuple(requests))
 
     def score(self, texts: Sequence[Sequence[int]], top_k: int) -> Iterator[TokenScores]:
         """Log-probs of given token ids, with the `top_k` likeliest tokens at each position."""
         check_texts(texts, self._config.max_model_len)
-        return self._started().stream("score", tuple(tuple(text) for text in texts), top_k)
+        return self._started().stream("score", self._loaded, tuple(tuple(text) for text in texts), top_k)
 
     def release(self) -> None:
         """Give the device's memory back; the weights wait in main memory."""
@@ -88,9 +88,13 @@ class VllmEngine:
 
 
 class Worker:
-    """The worker process: every call is one message, every answer one or a stream of messages."""
+    """The worker process: every call is one message, every answer one or a stream of messages.
 
-    def __init__(self, config: EngineConfig, dtype: str, model_dir: Path) -> None:
+    Whatever is asked names the weights that shall answer. A worker that holds others ends instead: answers of
+    another round's policy would be worse than none.
+    """
+
+    def __init__(self, config: EngineConfig, dtype: str, model_dir: Path, weights: WeightsState) -> None:
         self._config = config
         self._folder = tempfile.TemporaryDirectory(prefix="ssd_loop-vllm-")
         self._log = Path(self._folder.name) / "log.txt"
@@ -119,6 +123,7 @@ class Worker:
         try:
             self.device: str = self.call(
                 "start",
+                weights,
                 str(model_dir),
                 dtype,
                 config.max_model_len,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssd_loop.engines import Completion, Request, TokenScores
+from ssd_loop.engines import Completion, Request, TokenScores, WeightsState
 
 if TYPE_CHECKING:
     import torch
@@ -38,17 +38,23 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_the_run, args=(life, folder), daemon=True).start()
     try:
-        _, *arguments = connection.recv()
+        _, weights, *arguments = connection.recv()
         engine, device = start(*arguments)
         connection.send(device)
         while True:
             command, *arguments = connection.recv()
+            if command in ("generate", "score"):
+                asked, *arguments = arguments
+                require_same(asked, weights)
             if command == "generate":
                 stream(connection, generate(engine, device, connection.poll, *arguments))
             elif command == "score":
                 stream(connection, score(engine, connection.poll, *arguments))
             elif command == "load":
+                wanted, *arguments = arguments
+                weights = None  # neither the old nor the new ones, should this fail
                 load(engine, device, *arguments)
+                weights = wanted
                 connection.send(None)
             elif command == "release":
                 release(engine, device)
@@ -56,6 +62,12 @@ def main() -> None:
     except (EOFError, BrokenPipeError):
         remove_temporary_files(folder)  # this thread may hear of the run's end first
         os._exit(0)  # nothing else needs tidying, and vLLM's own teardown takes seconds
+
+
+def require_same(asked: WeightsState | None, held: WeightsState | None) -> None:
+    """End this process rather than let other weights answer than those that were asked."""
+    if asked is None or asked != held:
+        raise RuntimeError(f"asked of the weights {asked or 'of an unfinished load'}, holding {held}")
 
 
 def die_with_the_run(life: int, folder: str) -> None:
