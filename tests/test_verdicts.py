@@ -17,10 +17,19 @@ from tests.runs import ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
 
-# A random model names a digit now and then; trained this hard on its own noise, it soon names the same one.
-# Most of what it says holds no number, so few pairs of answers are wrong alike: nothing of that is tolerated.
-STRICT = {"action": "stop", "margins": {"wrong_agreement": 0.0}}
-WILD = {"learning_rate": 0.03, "probe_margin": 10.0}
+# A random model says 0 now and then. Trained hard on the answers that do, it says little else, which is wrong
+# in every held-out problem. What else that does to it is tolerated, so that one monitor speaks and no guard.
+TOLERATED = {
+    "heldout_pass_at_1": 1.0,
+    "heldout_coverage": 1.0,
+    "reference_nll": 10.0,
+    "fork_loss": 10.0,
+    "lock_leakage": 1.0,
+    "dead_share": 1.0,
+}
+STRICT = {"action": "stop", "margins": TOLERATED}
+WILD = {"learning_rate": 0.03, "epochs": 6, "batch_size": 16, "micro_batch_size": 16, "probe_margin": 10.0}
+PROBLEMS, SAMPLES, PROMPTS = 40, 8, 24
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +38,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configured(folder: Path, model: Path, **sections: Any) -> Path:
-    """A config whose held-out answers are digits, so that a model without any skill can be right."""
-    rows = [{"prompt": f"Say {number}.", "answer": str(number % 10)} for number in range(60)]
-    (folder / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"source": "digits.jsonl", "columns": {"tests": "answer"}, "checker": "exact"}
-    evaluate = {
-        "panels": ["heldout"],
-        "sources": {"heldout": source},
-        "limit": 60,
-        "samples_per_problem": 4,
+    """A config that trains on answers that are 0, and holds out problems whose answers are other digits."""
+    asked = {"train": ["0"] * PROMPTS, "digits": [str(number % 9 + 1) for number in range(PROBLEMS)]}
+    for name, answers in asked.items():
+        rows = [{"prompt": f"Say number {n} of {name}.", "answer": told} for n, told in enumerate(answers)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = {"columns": {"tests": "answer"}, "checker": "exact"}
+    more = {
+        "rounds": 3,
+        "prompts": {"source": "train.jsonl", "limit": PROMPTS, **judged},
+        "sample": {
+            "samples_per_prompt": 64,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_new_tokens": 4,
+            "shard_size": 256,
+        },
+        "filter": {"filters": ["fails_tests", "duplicate"]},
+        "train": WILD,
+        "evaluate": {
+            "panels": ["heldout"],
+            "sources": {"heldout": {"source": "digits.jsonl", **judged}},
+            "limit": PROBLEMS,
+            "samples_per_problem": SAMPLES,
+            "max_new_tokens": 4,
+        },
+        "monitor": STRICT,
+        **sections,
     }
-    more = {"evaluate": evaluate, "train": WILD, "monitor": STRICT, "rounds": 3, **sections}
     return tiny_config(folder, model, "transformers", **more)
 
 
@@ -67,8 +93,8 @@ def test_an_alarm_is_looked_at_twice_and_named(collapsed: Path) -> None:
     folder = collapsed / "rounds/tiny/round_001"
     first = read_rows(folder / "evaluate/samples.parquet", Sample)
     more = read_rows(folder / "second_look/samples.parquet", Sample)
-    assert {row.sample_index for row in first} == set(range(4))
-    assert {row.sample_index for row in more} == set(range(4, 16))
+    assert {row.sample_index for row in first} == set(range(SAMPLES))
+    assert {row.sample_index for row in more} == set(range(SAMPLES, 4 * SAMPLES))
     assert not {row.seed for row in first} & {row.seed for row in more}
 
 
@@ -119,7 +145,9 @@ def test_accumulating_is_tried_once(tmp_path: Path, model: Path) -> None:
     trained = store.finished(place.stage(2, "train"))
     assert trained is not None
     assert {"remedy", "kept_001"} <= set(trained.manifest.inputs)
-    assert trained.manifest.metrics["rows_sampled"] > 16
+    before = store.finished(place.stage(1, "train"))
+    assert before is not None
+    assert trained.manifest.metrics["rows_sampled"] > before.manifest.metrics["rows_sampled"]
     assert decision(tmp_path, 2)["verdict"] != "remedy"
     assert ssd_loop("verify", "tiny", cwd=tmp_path).returncode == 0
 

@@ -46,7 +46,7 @@ def write(folder: Path, model: Path, engine: str, **sections: object) -> Path:
             "samples_per_problem": 8,
             "max_new_tokens": 4,
         },
-        "monitor": {"second_look": 2},
+        "monitor": {"second_look": 2, "margins": {"ood_pass_at_1": 0.0}},
         "baselines": {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]},
     }
     return tiny_config(folder, model, engine, **{**settings, **sections})
