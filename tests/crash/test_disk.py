@@ -23,8 +23,9 @@ from tests.crash.harness import Unbroken
 from tests.runs import ssd_loop
 
 # A stage, and how many bytes are still free when it begins.
-MOMENTS = ["start", "0/evaluate", "1/sample:20000", "1/train:8192", "1/merge:4096", "1/second_look"]
-MOMENTS += ["1/monitor", "2/train:100000", "2/merge:150000", "0/sweep:4096", "0/final:30000", "2/final:8192"]
+MOMENTS = ["start", "0/evaluate", "1/sample:20000", "1/train:8192", "1/merge:4096", "1/monitor"]
+MOMENTS += ["2/train:100000", "2/merge:150000", "2/second_look"]
+MOMENTS += ["0/sweep:4096", "0/final:30000", "2/final:8192"]
 
 
 def in_own_namespace() -> list[str]:
