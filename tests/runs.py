@@ -1,6 +1,7 @@
 """Tiny real runs for end-to-end tests: a config on a tiny model, and the command line in a process."""
 
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -54,6 +55,21 @@ def tiny_config(folder: Path, model: Path, engine: str, **sections) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+DIGIT = {"columns": {"tests": "answer"}, "checker": "exact"}
+# Untrained models say a given digit seldom, and only in a few tokens; so many draws have some that do.
+DIGIT_DRAWS = {"samples_per_prompt": 64, "top_k": 0, "top_p": 1.0, "max_new_tokens": 4, "shard_size": 256}
+
+
+def digit_tasks(folder: Path, answers) -> dict[str, dict]:
+    """Write a file of tasks under each name, whose answers are the digits given; returns them as sources."""
+    for name, digits in answers.items():
+        rows = [
+            {"prompt": f"Say the number of {name} {n}.", "answer": digit} for n, digit in enumerate(digits)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {name: {"source": f"{name}.jsonl", **DIGIT} for name in answers}
 
 
 def ssd_loop(*arguments, cwd: Path, program=("-m", "ssd_loop"), timeout=300):

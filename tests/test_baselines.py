@@ -11,28 +11,25 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.runs import ssd_loop, tiny_config, tree
+from tests.runs import DIGIT, DIGIT_DRAWS, digit_tasks, ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
 
 KILL_AT = str(Path(__file__).parent / "crash/kill_at.py")
 
-DIGITS = {"columns": {"tests": "answer"}, "checker": "exact"}
 SWEEP = {"temperatures": [0.5, 1.0], "top_k": [0], "top_p": [1.0]}
 
 
 def configured(folder: Path, model: Path) -> None:
     """Every answer is 7, of prompts and panels alike; what does not say so is not trained on."""
-    for name, count in (("train", 30), ("heldout", 40), ("report", 30)):
-        rows = [{"prompt": f"Say the number of {name} {n}.", "answer": "7"} for n in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    panels = {name: {"source": f"{name}.jsonl", **DIGITS} for name in ("heldout", "report")}
+    panels = digit_tasks(folder, {"train": ["7"] * 30, "heldout": ["7"] * 40, "report": ["7"] * 30})
+    prompts = panels.pop("train")
     tiny_config(
         folder,
         model,
         "transformers",
-        prompts={"source": "train.jsonl", "limit": 30, **DIGITS},
-        sample={"samples_per_prompt": 64, "top_k": 0, "top_p": 1.0, "max_new_tokens": 4, "shard_size": 256},
+        prompts={**prompts, "limit": 30},
+        sample=DIGIT_DRAWS,
         filter={"filters": ["fails_tests"]},
         train={"learning_rate": 0.01, "probe_margin": 10.0, "epochs": 8},
         evaluate={
@@ -168,7 +165,7 @@ def test_a_damaged_evaluation_hides_nothing_else_in_status(learned: Path, tmp_pa
 def test_a_sweep_of_one_model(learned: Path) -> None:
     model = learned / "checkpoints/tiny/best/merged"
     file = learned / "heldout.jsonl"
-    given = [f"--evaluate.sources={json.dumps({'heldout': {'source': str(file), **DIGITS}})}"]
+    given = [f"--evaluate.sources={json.dumps({'heldout': {'source': str(file), **DIGIT}})}"]
     given += [
         "--evaluate.panels",
         '["heldout"]',

@@ -452,10 +452,10 @@ def test_a_processor_that_computes_bfloat16_in_software_is_warned_of(tmp_path: P
     assert checks.judge_dtype({"float32"}, "float32", rounding="stochastic", slow=True).verdict == "pass"
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert checks._processor_flags(info) == {"fpu", "avx512f", "amx_bf16"}
+    assert checks.processor_flags(info) == {"fpu", "avx512f", "amx_bf16"}
     info.write_text("Features\t: fp asimd bf16\n")
-    assert checks._processor_flags(info) & checks.FAST_BFLOAT16 == {"bf16"}
-    assert checks._processor_flags(tmp_path / "none") == set()
+    assert checks.processor_flags(info) & checks.FAST_BFLOAT16 == {"bf16"}
+    assert checks.processor_flags(tmp_path / "none") == set()
 
 
 # Adapters.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import machine, part, training
+from ssd_loop.engines import THREADS
 
 MACHINE = {
     "processor": "a processor (avx512_bf16)",
+    "gpus": [],
     "cores": 2,
     "memory_gib": 24.0,
     "versions": {"torch": "2.13.0"},
@@ -63,6 +68,16 @@ def test_tables_show_the_parts_that_are_there(tmp_path: Path) -> None:
     text = speed.tables(tmp_path)
     assert "| ssd_loop | 300 (290 to 320) | 3.00 | 2.0 |" in text
     assert "uses 48 %" in text
+
+
+def test_other_tools_are_measured_without_a_runs_settings_of_threads() -> None:
+    code = (
+        "import os, sys, benchmarks.speed.training, benchmarks.speed.sampling; "
+        "sys.exit('torch' in sys.modules or any(name in os.environ for name in "
+        "benchmarks.speed.sampling.THREADS))"
+    )
+    bare = {name: value for name, value in os.environ.items() if name not in THREADS}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=part.ROOT, env=bare)
 
 
 def test_an_arm_that_fails_says_why() -> None:

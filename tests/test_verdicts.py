@@ -13,7 +13,7 @@ from ssd_loop import composition, store
 from ssd_loop.place import Place
 from ssd_loop.records import Sample, read_rows
 from tests import tiny
-from tests.runs import ssd_loop, tiny_config, tree
+from tests.runs import DIGIT_DRAWS, digit_tasks, ssd_loop, tiny_config, tree
 
 pytestmark = pytest.mark.slow
 
@@ -39,26 +39,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configured(folder: Path, model: Path, **sections: Any) -> Path:
     """A config that trains on answers that are 0, and holds out problems whose answers are other digits."""
-    asked = {"train": ["0"] * PROMPTS, "digits": [str(number % 9 + 1) for number in range(PROBLEMS)]}
-    for name, answers in asked.items():
-        rows = [{"prompt": f"Say number {n} of {name}.", "answer": told} for n, told in enumerate(answers)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judged = {"columns": {"tests": "answer"}, "checker": "exact"}
+    others = [str(number % 9 + 1) for number in range(PROBLEMS)]
+    tasks = digit_tasks(folder, {"train": ["0"] * PROMPTS, "heldout": others})
     more = {
         "rounds": 3,
-        "prompts": {"source": "train.jsonl", "limit": PROMPTS, **judged},
-        "sample": {
-            "samples_per_prompt": 64,
-            "top_k": 0,
-            "top_p": 1.0,
-            "max_new_tokens": 4,
-            "shard_size": 256,
-        },
+        "prompts": {**tasks["train"], "limit": PROMPTS},
+        "sample": DIGIT_DRAWS,
         "filter": {"filters": ["fails_tests", "duplicate"]},
         "train": WILD,
         "evaluate": {
             "panels": ["heldout"],
-            "sources": {"heldout": {"source": "digits.jsonl", **judged}},
+            "sources": {"heldout": tasks["heldout"]},
             "limit": PROBLEMS,
             "samples_per_problem": SAMPLES,
             "max_new_tokens": 4,

@@ -21,7 +21,6 @@ from benchmarks.collapse.pages import table
 from benchmarks.speed import machine, sampling, training
 from benchmarks.speed.part import ROOT
 
-PARTS = ("sampling", "training", "rounds")
 Found = Mapping[str, Any]
 
 
@@ -35,15 +34,15 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def sampling_tables(found: Found) -> list[str]:
     """Rates by arm and law, start and swap."""
-    arms = found["arms"]
-    rates = {name: [run["tokens_per_s"] for run in runs] for name, runs in arms.items()}
-    rows = []
-    for name, values in rates.items():
-        law = name.split(", ", 1)[1]
-        plain = statistics.median(rates[f"{sampling.PLAIN}, {law}"])
-        ratio = f"{statistics.median(values) / plain:.2f}"
-        rows.append([name, spread(values), ratio, spread([run["start_s"] for run in arms[name]], 1)])
-    swaps = [run["swap_s"] for runs in arms.values() for run in runs if "swap_s" in run]
+    rows, swaps = [], []
+    for law, arms in found["laws"].items():
+        rates = {arm: [run["tokens_per_s"] for run in runs] for arm, runs in arms.items()}
+        plain = statistics.median(rates[sampling.PLAIN])
+        for arm, values in rates.items():
+            ratio = f"{statistics.median(values) / plain:.2f}"
+            starts = spread([run["start_s"] for run in arms[arm]], 1)
+            rows.append([f"{arm}, {law}", spread(values), ratio, starts])
+        swaps += [run["swap_s"] for run in arms[sampling.OURS]]
     title = f"## Sampling: {found['prompts']} prompts, at most {found['max_new_tokens']} new tokens\n"
     return [
         title,
@@ -103,6 +102,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "training": training_tables,
     "rounds": rounds_tables,
 }
+PARTS = tuple(TABLES)
 
 
 def main() -> None:
@@ -132,7 +132,8 @@ def main() -> None:
 def tables(out: Path) -> str:
     """The tables of all parts that were measured in a folder."""
     about = json.loads((out / "machine.json").read_text(encoding="utf-8"))
-    where = f"{about.get('gpu') or about['processor']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"
+    device = ", ".join(about["gpus"]) or about["processor"]
+    where = f"{device}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     pages = ["# Speed\n", f"{where}; memory copies at {about['copy_gib_s']:.0f} GiB/s. {versions}.\n"]
     for part, shown in TABLES.items():

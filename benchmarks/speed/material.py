@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ssd_loop.engines import Request
@@ -15,25 +15,25 @@ LAW = (1.0, 20, 0.8)  # temperature, top_k, top_p
 ROWS = "rows.json"
 
 
-def bench(flags: dict[str, Any] | None = None) -> Workbench:
-    """The default recipe's workbench, with some settings changed."""
+def bench() -> Workbench:
+    """The default recipe's workbench."""
     from ssd_loop import models
     from ssd_loop.config_file import load
     from ssd_loop.workbench import Workbench
 
-    config = load(None, flags or {})
+    config = load(None, {})
     base = models.resolve(config.model.name, config.model.revision, config.model.dtype)
     return Workbench(config, base)
 
 
-def requests(of: Workbench, law: tuple[float, int, float] = LAW, seed: int = 0) -> list[Request]:
+def requests(of: Workbench, law: tuple[float, int, float] = LAW) -> list[Request]:
     """One completion of each of the first prompts."""
     from ssd_loop.prompts import load_prompts
     from ssd_loop.sampling import Decoding, plan
 
     decoding = Decoding(*law, max_new_tokens=NEW_TOKENS)
     prompts = load_prompts(of.config.prompts)[:PROMPTS]
-    return [draw.request for draw in plan(of.drawing, prompts, 1, decoding=decoding, round_index=seed)]
+    return [draw.request for draw in plan(of.drawing, prompts, 1, decoding=decoding, round_index=0)]
 
 
 def rows_file(folder: Path, of: Workbench) -> Path:

@@ -7,20 +7,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ssd_loop.engines import THREADS
+
 ARM = "--arm"
 ROOT = Path(__file__).resolve().parents[2]
-THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a run sets them itself, other tools do without
 
 
 def main(
-    measure: Callable[[Path, int], dict[str, Any]], one: Callable[..., dict[str, Any]], doc: str | None
+    measure: Callable[[Path, int], dict[str, Any]],
+    doc: str | None,
+    one: Callable[..., dict[str, Any]] | None = None,
 ) -> None:
-    """Measure, and write FOLDER/<part>.json; or print what one arm gave."""
-    if sys.argv[1:2] == [ARM]:
+    """Measure, and write FOLDER/<part>.json; or print what `one` arm gave, where the part has arms."""
+    if one and sys.argv[1:2] == [ARM]:
         print(json.dumps(one(*sys.argv[2:])))
         return
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
@@ -35,19 +38,24 @@ def main(
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def alone(module: str, *arguments: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What one arm printed last, run in a process of its own.
+def alone(module: str, *arguments: str) -> dict[str, Any]:
+    """What one arm gave, run in a process of its own."""
+    return printed(module, ARM, *arguments)
+
+
+def printed(module: str, *arguments: str, path: Path = ROOT) -> dict[str, Any]:
+    """The JSON that a module printed last, run as a tool that knows nothing of how a run sets its threads.
 
     Args:
-        module: Its module.
-        arguments: Of the arm.
-        more: Environment variables.
+        module: The module.
+        arguments: On its command line.
+        path: What comes first when it imports.
     """
     environment = {name: value for name, value in os.environ.items() if name not in THREADS}
     done = subprocess.run(
-        [sys.executable, "-m", module, ARM, *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env=environment | dict(more or {}),
+        env=environment | {"PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
         check=False,

@@ -9,17 +9,21 @@ It is run `repeats` times, in turn with one pass of the peer. The whole run has 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.speed import material
-from benchmarks.speed.part import ROOT, alone, main
+from benchmarks.speed.part import ROOT, main, printed
+from ssd_loop import costs
+from ssd_loop.prompts import load_prompts, message
 
 PEER = ROOT / "benchmarks" / "peers"
 STAGES = ("sample", "filter", "train", "merge")
@@ -31,64 +35,40 @@ ROUND = [
 COMMANDS = (["--help"], ["run", "--help"], ["status", "bench"], ["verify", "bench"])
 
 
-def one(kind: str, *arguments: str) -> dict[str, Any]:
-    """A run of this engine in a folder of its own, and what its ledger says."""
-    if kind == "round":
-        with tempfile.TemporaryDirectory() as scratch:
-            return run(Path(scratch), ROUND)
-    return run(Path(arguments[0]), ["--rounds", arguments[1]])
-
-
 def run(folder: Path, flags: list[str]) -> dict[str, Any]:
     """Wall seconds of the command, seconds of each stage, peak memory of all its processes together."""
-    import psutil
-
     began = time.perf_counter()
     command = [sys.executable, "-m", "ssd_loop", "--run", "bench", "--track.mode", "disabled", *flags]
+    peak = 0
     with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=output, stderr=output, env=environment(), text=True
-        )
-        peak, done = [0], threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.5):
-                total = 0
-                for each in [
-                    psutil.Process(process.pid),
-                    *psutil.Process(process.pid).children(recursive=True),
-                ]:
-                    try:
-                        total += each.memory_info().rss
-                    except psutil.NoSuchProcess:
-                        continue
-                peak[0] = max(peak[0], total)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        status = process.wait()
-        done.set()
-        watcher.join()
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment())
+        while process.poll() is None:
+            peak = max(peak, resident_bytes(process.pid))
+            time.sleep(0.5)
     wall_s = time.perf_counter() - began
-    if status not in (0, 3):
+    if process.returncode not in (0, 3):
         raise SystemExit((folder / "output.txt").read_text()[-3000:])
-    from ssd_loop import costs
-
     spent = costs.read(folder / "rounds" / "bench")
-    stages = {f"{n}/{stage}": cost.seconds for (n, stage), cost in spent.items()}
     return {
         "wall_s": wall_s,
-        "stages_s": stages,
-        "busy_s": sum(cost.busy_seconds for cost in spent.values()),
-        "peak_gib": peak[0] / (1 << 30),
-        "status": status,
+        "stages_s": {f"{n}/{stage}": cost.seconds for (n, stage), cost in spent.items()},
+        "busy_s": costs.total(spent.values()).busy_seconds,
+        "peak_gib": peak / (1 << 30),
+        "status": process.returncode,
     }
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and of all below it; 0 where it ends meanwhile."""
+    try:
+        leader = psutil.Process(pid)
+        return sum(each.memory_info().rss for each in [leader, *leader.children(recursive=True)])
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def environment() -> dict[str, str]:
     """The command line of this checkout, whatever is installed."""
-    import os
-
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -98,27 +78,11 @@ def peer(folder: Path, prompts: Path, model: Path) -> dict[str, Any]:
     if not target.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
         subprocess.run([*pip, "-r", str(PEER / "requirements.txt")], check=True)
-    command = [sys.executable, "-m", "benchmarks.peers.trl_ssd", str(model), str(prompts)]
-    import os
-
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return printed("benchmarks.peers.trl_ssd", str(model), str(prompts), path=target)
 
 
 def chats(folder: Path) -> tuple[Path, Path]:
     """The prompts as chats in a file, and the model."""
-    from ssd_loop.prompts import load_prompts, message
-
     of = material.bench()
     prompts = load_prompts(of.config.prompts)[: material.PROMPTS]
     file = folder / "chats.json"
@@ -143,10 +107,11 @@ def measure(out: Path, repeats: int) -> dict[str, Any]:
     prompts, model = chats(out)
     ours, theirs = [], []
     for _ in range(repeats):
-        ours.append(alone("benchmarks.speed.rounds", "round"))
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            ours.append(run(Path(scratch), ROUND))
         theirs.append(peer(out, prompts, model))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        whole = alone("benchmarks.speed.rounds", "run", scratch, "5")
+        whole = run(Path(scratch), ["--rounds", "5"])
         short = commands(Path(scratch), repeats)
     rounds = [sum(each["stages_s"][f"1/{stage}"] for stage in STAGES) for each in ours]
     return {
@@ -161,4 +126,4 @@ def measure(out: Path, repeats: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(measure, one, __doc__)
+    main(measure, __doc__)

@@ -8,6 +8,7 @@ short first call. Rates are drawn tokens per second.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks.speed import material
 from benchmarks.speed.part import alone, main
+from ssd_loop.engines import THREADS
 
 OURS, PLAIN = "ssd_loop", "vLLM LLM.generate"
 UNCUT = (1.0, 0, 1.0)
@@ -45,13 +47,11 @@ def ours(law: tuple[float, int, float]) -> dict[str, float]:
 
 def vllms(law: tuple[float, int, float]) -> dict[str, float]:
     """The vLLM library as its documentation uses it, compiled where it compiles by default."""
-    import os
-
     from vllm import LLM, SamplingParams
 
     of = material.bench()
     asked = material.requests(of, law)
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # vLLM's own processes start with none
+    for name in THREADS:  # vLLM's own processes start with none
         os.environ.pop(name, None)
     began = time.perf_counter()
     llm = LLM(
@@ -130,14 +130,13 @@ def one(arm: str, law: str) -> dict[str, float]:
 
 def measure(out: Path, repeats: int) -> dict[str, Any]:
     """All arms in turn, so often."""
-    found: dict[str, list[dict[str, float]]] = {}
+    asked = [(law, arm) for law in LAWS for arm, (_, laws) in ARMS.items() if law in laws]
+    found: dict[str, dict[str, list[dict[str, float]]]] = {law: {} for law in LAWS}
     for _ in range(repeats):
-        for law in LAWS:
-            for arm, (_, laws) in ARMS.items():
-                if law in laws:
-                    found.setdefault(f"{arm}, {law}", []).append(alone("benchmarks.speed.sampling", arm, law))
-    return {"prompts": material.PROMPTS, "max_new_tokens": material.NEW_TOKENS, "arms": found}
+        for law, arm in asked:
+            found[law].setdefault(arm, []).append(alone("benchmarks.speed.sampling", arm, law))
+    return {"prompts": material.PROMPTS, "max_new_tokens": material.NEW_TOKENS, "laws": found}
 
 
 if __name__ == "__main__":
-    main(measure, one, __doc__)
+    main(measure, __doc__, one)

@@ -112,6 +112,7 @@ def flops_per_token(model_dir: Path, rows: Rows) -> float:
     """Operations of one trained token: two a parameter forward, two backward for what is frozen.
 
     The output layer is met by completion tokens alone, an adapter's parameters also need their own gradient.
+    Finer than `ssd_loop.costs.flops`, which counts the output layer for every token and leaves attention out.
     """
     from transformers import AutoConfig
 
@@ -123,13 +124,10 @@ def flops_per_token(model_dir: Path, rows: Rows) -> float:
     completions = sum(len(completion) for _, completion in rows)
     total = sum(len(prompt) + len(completion) for prompt, completion in rows)
     attended = sum((len(p) + len(c)) ** 2 for p, c in rows) / total / 2  # causal: half of all pairs
-    attention = 4.0 * attended * config.num_attention_heads * head_size(config) * config.num_hidden_layers
+    attention = (
+        4.0 * attended * config.num_attention_heads * machine.head_size(config) * config.num_hidden_layers
+    )
     return 4.0 * body + 6.0 * adapter + 4.0 * head * completions / total + 3.0 * attention
-
-
-def head_size(config: Any) -> int:
-    """Numbers in one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def measure(out: Path, repeats: int) -> dict[str, Any]:
@@ -156,4 +154,4 @@ def measure(out: Path, repeats: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(measure, one, __doc__)
+    main(measure, __doc__, one)

@@ -75,7 +75,7 @@ def check_dtype(subject: Subject) -> Finding:
     """In which precision the weights come and run."""
     base, given = subject.bench.base, models.at_home(subject.config.model.name)
     stored = models.float_dtypes(given if given.is_dir() else base.path)
-    flags = _processor_flags(Path("/proc/cpuinfo"))
+    flags = processor_flags(Path("/proc/cpuinfo"))
     return judge_dtype(
         stored,
         base.dtype,
@@ -84,7 +84,7 @@ def check_dtype(subject: Subject) -> Finding:
     )
 
 
-def _processor_flags(cpuinfo: Path) -> set[str]:
+def processor_flags(cpuinfo: Path) -> set[str]:
     """What this processor can do, in the kernel's words; empty where it does not say."""
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = (line.partition(":") for line in lines)

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 CPU_SEQUENCES = 128  # at once; 64 draw 1.1 to 1.2 times slower on two cores
-CPU_BLOCK_TOKENS = (
-    32  # smallest that vLLM's CPU attention takes: what samples of a prompt share, in steps of it
-)
+CPU_BLOCK_TOKENS = 32  # prompts share whole blocks; the smallest that vLLM's CPU attention takes
 CPU_KV_CACHE_BYTES = 1 << 30
 CPU_BATCHED_TOKENS = 4096  # per step
 
@@ -51,10 +49,8 @@ def main() -> None:
             elif command == "score":
                 stream(connection, score(engine, connection.poll, *arguments))
             elif command == "load":
-                wanted, *arguments = arguments
-                weights = None  # neither the old nor the new ones, should this fail
-                load(engine, device, *arguments)
-                weights = wanted
+                weights, *arguments = arguments
+                load(engine, device, *arguments)  # should it fail, this process ends
                 connection.send(None)
             elif command == "release":
                 release(engine, device)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tests.runs import tiny_config
+from tests.runs import DIGIT_DRAWS, digit_tasks, tiny_config
 
-DIGIT = {"columns": {"tests": "answer"}, "checker": "exact"}
 # The answer that is right, by file. Untrained models say 0 now and then and 7 hardly ever; training on what
 # passed teaches 7, so `ood` gets worse and the monitors take a second look at it.
 ANSWERS = {"train": "7", "heldout": "7", "report": "7", "ood": "0"}
@@ -16,20 +14,12 @@ PROBLEMS = 24
 
 def write(folder: Path, model: Path, engine: str, **sections: object) -> Path:
     """Config and tasks of the run in an existing folder; returns the config's path."""
-    for name, answer in ANSWERS.items():
-        rows = [{"prompt": f"Say the number of {name} {n}.", "answer": answer} for n in range(PROBLEMS)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    panels = {name: {"source": f"{name}.jsonl", **DIGIT} for name in ANSWERS if name != "train"}
+    panels = digit_tasks(folder, {name: [answer] * PROBLEMS for name, answer in ANSWERS.items()})
+    prompts = panels.pop("train")
     settings = {
         "rounds": 2,
-        "prompts": {"source": "train.jsonl", "limit": PROBLEMS, **DIGIT},
-        "sample": {
-            "samples_per_prompt": 64,
-            "top_k": 0,
-            "top_p": 1.0,
-            "max_new_tokens": 4,
-            "shard_size": 256,
-        },
+        "prompts": {**prompts, "limit": PROBLEMS},
+        "sample": DIGIT_DRAWS,
         "filter": {"filters": ["fails_tests", "duplicate"]},
         "train": {
             "learning_rate": 0.03,
