@@ -9,15 +9,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic_settings import CliSettingsSource, SettingsError
-
 from ssd_loop import __version__
-from ssd_loop.config import DecideOptions, EvaluateOptions, RunConfig
-from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 from ssd_loop.secret import without_secrets
 
@@ -133,24 +129,14 @@ def _fail(message: str, code: int) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parser, sources = _parser()
-    commands = (
-        *("run", "plan", "status", "report", "decide", "evaluate", "laws"),
-        *("verify", "export", "doctor", "sandbox"),
-    )
+    parser, commands = _parser()
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_FLAGS):
         arguments = ["run", *arguments]
     elif arguments[0] not in commands and not arguments[0].startswith("-"):
         raise ConfigError(f"unknown command {arguments[0]!r}; commands are {', '.join(commands)}")
+    source = _settings(arguments[0], commands)
     options = parser.parse_args(arguments)
-    flags: dict[str, Any] = {}
-    if options.command in sources:
-        try:
-            flags = sources[options.command](parsed_args=_given(options))()
-        except SettingsError as error:
-            raise ConfigError(
-                f"a flag cannot be read: {error}; write NAME=VALUE or JSON, see --help"
-            ) from None
+    flags = _flags(source, options) if source else {}
     result: int = options.action(options, flags)
     return result
 
@@ -158,12 +144,24 @@ def _dispatch(arguments: list[str]) -> int:
 _TOP_FLAGS = ("-h", "--help", "--version")
 
 
+def _flags(source: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags, nested."""
+    from pydantic_settings import SettingsError
+
+    try:
+        flags: dict[str, Any] = source(parsed_args=_given(options))()
+    except SettingsError as error:
+        raise ConfigError(f"a flag cannot be read: {error}; write NAME=VALUE or JSON, see --help") from None
+    return flags
+
+
 def _given(options: argparse.Namespace) -> argparse.Namespace:
     """Only flags with a value: a flag that was left out must not override the config file."""
     return argparse.Namespace(**{k: v for k, v in vars(options).items() if v is not None})
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser and those of the commands, yet without the flags of settings (`_settings`)."""
     parser = _Parser(
         prog=PROGRAM,
         description=DESCRIPTION,
@@ -296,20 +294,24 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     sandbox = command("sandbox", "run one Python file in the sandbox, print one JSON line", _sandbox)
     sandbox.add_argument("file", type=Path, metavar="FILE", help="Python file")
 
-    sources = {
-        "run": _settings(RunConfig, run),
-        "plan": _settings(RunConfig, plan),
-        "decide": _settings(DecideOptions, decide),
-        "evaluate": _settings(EvaluateOptions, evaluate),
-        "doctor": _settings(RunConfig, doctor),
-    }
-    return parser, sources
+    return parser, commands.choices
 
 
-def _settings(model: Any, parser: argparse.ArgumentParser) -> Any:
+def _settings(command: str, parsers: Mapping[str, argparse.ArgumentParser]) -> Any:
+    """Give a command its flags of settings, and return what reads them; None where it has none.
+
+    Only the command that was asked for, because this takes longer than `status` does.
+    """
+    if command not in ("run", "plan", "decide", "evaluate", "doctor"):
+        return None
+    from pydantic_settings import CliSettingsSource
+
+    from ssd_loop.config import DecideOptions, EvaluateOptions, RunConfig
+
+    own: dict[str, Any] = {"decide": DecideOptions, "evaluate": EvaluateOptions}
     return CliSettingsSource(
-        model,
-        root_parser=parser,
+        own.get(command, RunConfig),
+        root_parser=parsers[command],
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_exit_on_error=False,
@@ -318,6 +320,7 @@ def _settings(model: Any, parser: argparse.ArgumentParser) -> Any:
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import checkpoints
+    from ssd_loop.config_file import load
     from ssd_loop.launch import launch
 
     origin = checkpoints.origin_of(options.resume_from, options.run, Path())
@@ -354,6 +357,7 @@ def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 def _plan(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop import planning
+    from ssd_loop.config_file import load
     from ssd_loop.report.status import console
 
     config = load(options.config, flags)
@@ -393,6 +397,7 @@ def _decide(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from ssd_loop.config_file import load
     from ssd_loop.launch import evaluate_model
 
     # A single measurement takes whole panels; a run's default thins them to what every round can afford.
@@ -467,6 +472,7 @@ def _doctor(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from dataclasses import asdict
 
     from ssd_loop import doctor
+    from ssd_loop.config_file import load
     from ssd_loop.report.status import console
 
     if options.target is not None:

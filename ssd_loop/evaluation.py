@@ -14,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from ssd_loop.config import EvaluateConfig, PanelName, SandboxConfig
-from ssd_loop.durable import finite, read_json, write_json
+from ssd_loop.durable import finite, write_json
 from ssd_loop.engines import Engine
-from ssd_loop.errors import BadArtifactError, ConfigError
+from ssd_loop.errors import ConfigError
+from ssd_loop.figures import REPORT, headline
 from ssd_loop.gains import counts, rates
 from ssd_loop.judging import judge_all, limits_of
 from ssd_loop.monitors import signal
@@ -36,7 +37,7 @@ from ssd_loop.store import Input, Metrics
 STAGE_VERSION = 2
 LOOK_VERSION = 1  # of stage `second_look`
 RESULTS, TRAITS, SCORES = "results.parquet", "traits.parquet", "scores.parquet"
-REPORT, REFERENCE = "report.json", "reference.json"
+REFERENCE = "reference.json"
 CODE_KINDS = ("function", "check", "stdin")
 
 
@@ -230,20 +231,6 @@ def trait(sample: Sample) -> Trait:
     )
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report of a finished evaluation.
-
-    Raises:
-        BadArtifactError: it is missing, torn, or not what an evaluation writes.
-    """
-    report = read_json(folder / REPORT)
-    try:
-        headline(report)  # all that is asked of it first
-    except (AttributeError, KeyError, TypeError):
-        raise BadArtifactError(f"{folder / REPORT} is no report of an evaluation; restore it") from None
-    return report
-
-
 def look(
     config: EvaluateConfig,
     sandbox_config: SandboxConfig,
@@ -334,18 +321,3 @@ def look_metrics(samples: Sequence[Sample], results: Sequence[Result]) -> Metric
     passed = Counter(row.panel for row in results if row.outcome == "passed")
     drawn = Counter(row.panel for row in results)
     return {**summary(samples), **{f"{name}_pass_at_1": passed[name] / drawn[name] for name in drawn}}
-
-
-def headline(report: Mapping[str, Any]) -> Metrics:
-    """The few numbers of a report that a table shows; names are stable, they are W&B's too."""
-    metrics: Metrics = {"tokens": sum(p["tokens"] for p in report["panels"].values())}
-    for name, panel in report["panels"].items():
-        for k, value in panel["pass_at"].items():
-            metrics[f"{name}_pass_at_{k}"] = value["mean"]
-            metrics[f"{name}_pass_at_{k}_se"] = value["se"]
-        metrics[f"{name}_truncated_share"] = panel["truncated_share"]
-        if (diversity := panel.get("diversity")) and diversity["distinct"]:
-            metrics[f"{name}_distinct_at_{diversity['m']}"] = diversity["distinct"]["mean"]
-    metrics["reference_nll"] = report["reference"]["nll"]["mean"]
-    metrics["reference_perplexity"] = report["reference"]["perplexity"]
-    return metrics

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import checkpoints, composition, durable, evaluation, lora, merging, models, store
+from ssd_loop import checkpoints, composition, durable, lora, merging, models, store
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config_file import differences, load
 from ssd_loop.errors import BadArtifactError, ConfigError
-from ssd_loop.finals import rival
-from ssd_loop.gains import CHOSEN, Difference, points
+from ssd_loop.figures import CHOSEN, Difference, headline, points, read_report, rival
 from ssd_loop.lora import Term
 from ssd_loop.monitors.decision import read_decision
 from ssd_loop.place import Place
@@ -211,7 +210,7 @@ def _results(origin: Origin) -> list[str]:
     reports = {}
     for n in dict.fromkeys((0, origin.round)):
         if done := store.finished(origin.place.stage(n, "evaluate")):
-            reports[n] = evaluation.headline(evaluation.read_report(store.checked(done)))
+            reports[n] = headline(read_report(store.checked(done)))
     if not reports:
         return []
     names = [name for name in next(iter(reports.values())) if not name.endswith("_se") and name != "tokens"]

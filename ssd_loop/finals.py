@@ -229,11 +229,6 @@ def compared(base: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def rival(name: str) -> str:
-    """What the trained model is held against, by its name in `compared`."""
-    return "the base, both as measured" if name.endswith("both") else f"the base, {name}"
-
-
 def read(folder: Path) -> dict[str, Any]:
     """What a finished stage measured.
 

@@ -10,49 +10,20 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
 
+from ssd_loop.figures import Difference, points
 from ssd_loop.monitors.passes import pass_at_k
 from ssd_loop.records import Outcome, Result
 
 CONFIDENCE = 0.95
 # Change of a problem's pass rate that makes it one that was gained or lost (ours).
 NAMED_CHANGE = 0.5
-# What a reader of a round's own gain must know.
-CHOSEN = "the best round was chosen on the held-out panel, which flatters its gain there"
 
 Counts = Mapping[str, tuple[int, int]]  # by problem: answers that passed, answers drawn
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference of means over problems.
-
-    Attributes:
-        problems: Measured both times.
-        before: Mean over them, a share.
-        after: The same later.
-        mean: after - before.
-        low: Lower end of the 95 % interval; None where there is no spread to judge by.
-        high: Upper end.
-    """
-
-    problems: int
-    before: float
-    after: float
-    mean: float
-    low: float | None
-    high: float | None
-
-    @property
-    def direction(self) -> int:
-        """+1 or -1 where the whole interval is above or below zero, else 0."""
-        if self.low is None or self.high is None:
-            return 0
-        return (self.low > 0.0) - (self.high < 0.0)
 
 
 def paired(before: Mapping[str, float], after: Mapping[str, float]) -> Difference | None:
@@ -223,17 +194,3 @@ def _listed(names: Sequence[str]) -> str:
 def _sizes(found: Mapping[str, Difference], names: Sequence[str]) -> str:
     parts = [f"{name} {points(found[name])}" for name in names or found]
     return f" ({'; '.join(parts)} points of pass@1)"
-
-
-def share(value: float | None, error: float | None = None) -> str:
-    """A share in per cent, with its standard error."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
-
-
-def points(difference: Difference) -> str:
-    """A difference of shares in percentage points, with its interval."""
-    if difference.low is None or difference.high is None:
-        return f"{100 * difference.mean:+.1f}"
-    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"

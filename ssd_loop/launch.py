@@ -37,7 +37,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.config_file import differences
 from ssd_loop.doctor import room
 from ssd_loop.errors import ConfigError, StaleOutputError
-from ssd_loop.monitors import signal
+from ssd_loop.figures import headline, read_report, signal_lines
 from ssd_loop.place import RUN_FILE, RUN_NAME, Place
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import content_input, load_prompts
@@ -354,7 +354,7 @@ def evaluate_model(config: RunConfig, *, sweep: bool, out: Path | None, as_json:
             if sweep:
                 report = sweeping.read(measuring.sweep_alone(bench, source, folder).path)
             else:
-                report = evaluation.read_report(measuring.evaluate_alone(bench, source, folder).path)
+                report = read_report(measuring.evaluate_alone(bench, source, folder).path)
     finally:
         bench.close()
     if as_json:
@@ -365,7 +365,7 @@ def evaluate_model(config: RunConfig, *, sweep: bool, out: Path | None, as_json:
     if sweep:
         outcome.show_sweep(report, status.console())
         return
-    for line in signal.lines(report["signal"]) if report["signal"] else ():
+    for line in signal_lines(report["signal"]) if report["signal"] else ():
         print(f"  {line}")
-    for name, value in evaluation.headline(report).items():
+    for name, value in headline(report).items():
         print(f"  {name}: {value:,.4g}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ssd_loop import durable, evaluation, filtering, training
 from ssd_loop.config import PanelName, RunConfig
+from ssd_loop.figures import read_report
 from ssd_loop.monitors import evidence, leaks, rule
 from ssd_loop.monitors.decision import DECISION, Decision, summary
 from ssd_loop.monitors.selection import History
@@ -164,7 +165,7 @@ def decide(
 
 def _history(evaluations: Mapping[int, Path], rounds: int) -> History:
     """The evaluation reports of so many rounds, from round 0 on; None where one was not measured."""
-    return [evaluation.read_report(evaluations[r]) if r in evaluations else None for r in range(rounds)]
+    return [read_report(evaluations[r]) if r in evaluations else None for r in range(rounds)]
 
 
 def run(

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssd_loop.engines import Completion, EngineName, Request, TokenScores
-from ssd_loop.monitors.contrast import Reading
-from ssd_loop.monitors.decision import Decision
+from ssd_loop.monitors.decision import Decision, Reading
 from ssd_loop.problems import Problem
 from ssd_loop.records import Result, Sample
 

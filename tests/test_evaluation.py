@@ -17,18 +17,17 @@ from ssd_loop.config import EvaluateConfig, SandboxConfig
 from ssd_loop.errors import BadArtifactError, ConfigError
 from ssd_loop.evaluation import (
     estimate,
-    headline,
     panel_problems,
     panel_report,
     plan_panels,
     problem_inputs,
-    read_report,
     reference_report,
     reference_texts,
     sample_counts,
     score_texts,
     trait,
 )
+from ssd_loop.figures import headline, read_report
 from ssd_loop.judging import judge_all
 from ssd_loop.monitors.passes import pass_at_k
 from ssd_loop.monitors.richness import distinct_at_m

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from ssd_loop.gains import Difference, counts, measure, named_changes, paired, points, rates, verdict
+from ssd_loop.figures import Difference, points
+from ssd_loop.gains import counts, measure, named_changes, paired, rates, verdict
 from ssd_loop.records import Result
 from tests.rows import result
 

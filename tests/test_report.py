@@ -22,9 +22,9 @@ from ssd_loop import costs, durable, evaluation, filtering, finals, sampling, st
 from ssd_loop.config import EvaluateConfig, FilterConfig, MonitorConfig, RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import ConfigError
+from ssd_loop.figures import REPORT
 from ssd_loop.gains import counts
-from ssd_loop.monitors.contrast import Reading
-from ssd_loop.monitors.decision import DECISION, Decision, summary
+from ssd_loop.monitors.decision import DECISION, Decision, Reading, summary
 from ssd_loop.monitors.replay import Limits
 from ssd_loop.monitors.rule import Setup, decide
 from ssd_loop.monitors.suite import SCORED, sampled
@@ -165,7 +165,7 @@ class Bench:
             write_rows(out / evaluation.RESULTS, Result, results)
             write_rows(out / evaluation.SCORES, TextScore, scores)
             report = {"panels": reports, "reference": evaluation.reference_report(scores)}
-            durable.write_json(out / evaluation.REPORT, durable.finite(report))
+            durable.write_json(out / REPORT, durable.finite(report))
             return {"tokens": 10}
 
         self.stage(n, "evaluate", work)

@@ -17,8 +17,7 @@ from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import suite
 from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, signature
-from ssd_loop.monitors.contrast import Reading
-from ssd_loop.monitors.decision import DECISION, Decision, read_decision, summary
+from ssd_loop.monitors.decision import DECISION, Decision, Reading, read_decision, summary
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence, Looked, Panel, Texts, gather
 from ssd_loop.monitors.replay import Limits

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ssd_loop.figures import signal_lines
 from ssd_loop.monitors import signal
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.passes import pass_at_k
@@ -141,7 +142,7 @@ def test_too_few_problems_give_no_number_but_a_reason() -> None:
         assert (found[name]["value"], found[name]["se"]) == (None, None)
         assert "10 are needed" in found[name]["reason"]
     assert measured(replace(HALF, right=np.full(10, 0.5)))["pass_at_1"]["value"] is not None
-    assert "too few samples" in signal.lines(found)[1]
+    assert "too few samples" in signal_lines(found)[1]
 
 
 def test_a_tier_of_few_problems_does_not_silence_the_others() -> None:
@@ -180,8 +181,8 @@ def test_the_signal_is_plain_data_and_said_in_words() -> None:
     for law in (STRONG, AGAINST, CONSISTENT_NOISE, replace(HALF, right=np.full(3, 0.5))):
         found = measured(law)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
-        first, second = signal.lines(found)
+        first, second = signal_lines(found)
         assert first.startswith(f"signal: {found['label']} - ")
         assert second
     found = measured(STRONG)
-    assert f"pass at 1 {found['pass_at_1']['value']:.3f}" in signal.lines(found)[1]
+    assert f"pass at 1 {found['pass_at_1']['value']:.3f}" in signal_lines(found)[1]

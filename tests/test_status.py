@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,16 @@ def test_the_command_prints_json_and_needs_no_name_for_the_only_run(
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(status.read(Path(), "mine")))
     assert main(["status"]) == 0
     assert "run mine" in capsys.readouterr().out
+
+
+def test_status_waits_for_no_library_that_computes(root: Path) -> None:
+    code = (
+        "import sys; from ssd_loop.cli import main; main(['status']); "
+        "print([m for m in ('numpy', 'scipy', 'pyarrow', 'pydantic_settings') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "run mine" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_several_runs_need_a_name(

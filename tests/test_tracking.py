@@ -21,8 +21,7 @@ from ssd_loop.config import RunConfig, TrackConfig
 from ssd_loop.durable import append_jsonl, write_json
 from ssd_loop.errors import ConfigError
 from ssd_loop.filtering import DROPPED
-from ssd_loop.monitors.contrast import Reading
-from ssd_loop.monitors.decision import DECISION, Decision
+from ssd_loop.monitors.decision import DECISION, Decision, Reading
 from ssd_loop.place import round_name
 from ssd_loop.records import Dropped, Sample, write_rows
 from ssd_loop.sampling import SAMPLES

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, measuring, models
+from ssd_loop import measuring, models
 from ssd_loop.config import RunConfig
 from ssd_loop.doctor.subject import Finding
-from ssd_loop.monitors import signal
+from ssd_loop.figures import read_report, signal_lines
 from ssd_loop.store import Input
 from ssd_loop.workbench import Workbench
 
@@ -30,7 +30,7 @@ def check_signal(config: RunConfig) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix="ssd_loop-") as scratch:
             done = measuring.evaluate_alone(bench, Input("doctor"), Path(scratch) / "evaluate")
-            found = evaluation.read_report(done.path)["signal"]
+            found = read_report(done.path)["signal"]
     finally:
         bench.close()
     return judge_signal(found)
@@ -40,7 +40,7 @@ def judge_signal(found: dict[str, Any] | None) -> Finding:
     """A model whose consistent answers are more often wrong is warned of."""
     if found is None:
         return Finding("signal", "warn", "answers are not run, so it cannot be told", "set sandbox.execute")
-    detail = "; ".join(signal.lines(found)).removeprefix("signal: ")
+    detail = "; ".join(signal_lines(found)).removeprefix("signal: ")
     if found["label"] == "against":
         return Finding("signal", "warn", detail, "filter the samples, or take another model")
     return Finding("signal", "pass", detail)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ssd_loop.monitors.contrast import Reading
+from ssd_loop.monitors.decision import Reading
 from ssd_loop.monitors.replay import TRIGGER
 
 NOTHING = "none"

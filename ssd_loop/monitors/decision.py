@@ -10,12 +10,40 @@ from typing import Any, Literal
 
 from ssd_loop.durable import finite
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.monitors.contrast import Reading
 from ssd_loop.store import Metrics
 
 DECISION = "decision.json"
 
 Kind = Literal["none", "harm", "collapse", "futility", "guard"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one monitor says in one round, as `decision.json` holds it.
+
+    Attributes:
+        family: "harm" or "collapse" (decided on by the threshold), "guard" (a hard limit), or "report".
+        value: Level now; None where it cannot be told.
+        baseline: Level at round 0, over the same units.
+        margin: Worsening that is tolerated; for a guard its limit.
+        se: Standard error of the worsening.
+        t: (worsening - margin) / standard error, from both looks where there were two.
+        slow: Exponentially weighted mean of t over rounds, the slow arm's statistic.
+        threshold: Limit of t for this monitor in this run.
+        alarm: Whether the monitor says stop.
+        reason: Why there is no number, or what a guard found.
+    """
+
+    family: str
+    value: float | None
+    baseline: float | None
+    margin: float | None
+    se: float | None = None
+    t: float | None = None
+    slow: float | None = None
+    threshold: float | None = None
+    alarm: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

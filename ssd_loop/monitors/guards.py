@@ -9,7 +9,8 @@ import numpy as np
 
 from ssd_loop.config import MonitorConfig
 from ssd_loop.monitors import degeneracy
-from ssd_loop.monitors.contrast import Floats, Reading
+from ssd_loop.monitors.contrast import Floats
+from ssd_loop.monitors.decision import Reading
 from ssd_loop.monitors.evidence import Evidence
 from ssd_loop.records import Trait
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ssd_loop.monitors import agreement, audit, breadth, contrast, forks, positions, richness, surface
-from ssd_loop.monitors.contrast import Reading, Values
+from ssd_loop.monitors.contrast import Values
+from ssd_loop.monitors.decision import Reading
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence
 

@@ -21,8 +21,8 @@ import numpy as np
 from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
 from ssd_loop.monitors import guards, reported, seeds, selection, suite
 from ssd_loop.monitors.attribution import MEANING, attribute
-from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family, Reading
-from ssd_loop.monitors.decision import Decision, Kind
+from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family
+from ssd_loop.monitors.decision import Decision, Kind, Reading
 from ssd_loop.monitors.evidence import Evidence, Panel
 from ssd_loop.monitors.passes import measure as passes
 from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower

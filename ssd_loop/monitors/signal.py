@@ -93,18 +93,3 @@ def _told(values: Values, *, ratio: bool = False) -> dict[str, Any]:
 
 def _rows(draws: Draws, rows: Any) -> Draws:
     return draws.over(lambda array: array[rows])
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The signal in words, for a terminal."""
-    meaning = {
-        "strong": "the model is more often right where it is consistent or sure: there is something to gain",
-        "weak": "consistency and sureness do not tell right from wrong here: expect little",
-        "against": "the model is more often wrong where it is consistent or sure: expect harm",
-    }
-    numbers = ", ".join(
-        f"{name.replace('_', ' ')} {found[name]['value']:.3f} +- {found[name]['se']:.3f}"
-        for name in ("pass_at_1", "headroom", "modal_gain", "wrong_agreement", "self_judgement")
-        if found[name]["value"] is not None
-    )
-    return [f"signal: {found['label']} - {meaning[found['label']]}", numbers or "too few samples to tell"]

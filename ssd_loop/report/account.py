@@ -13,7 +13,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.costs import Spent
 from ssd_loop.errors import ConfigError
-from ssd_loop.gains import Difference, points
+from ssd_loop.figures import Difference, points
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import BEST, CONTINUED, RUN_FILE
 from ssd_loop.records import TextScore

@@ -11,8 +11,7 @@ from markupsafe import Markup
 from ssd_loop import durable, finals
 from ssd_loop.checkpoints import PROMPTS
 from ssd_loop.errors import ConfigError
-from ssd_loop.finals import rival
-from ssd_loop.gains import Difference, points
+from ssd_loop.figures import Difference, points, rival
 from ssd_loop.place import existing
 from ssd_loop.report import account, grids, pictures, recipe
 from ssd_loop.report.account import Account

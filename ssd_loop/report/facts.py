@@ -1,13 +1,16 @@
-"""What a run's files say of what it bought, for tables, report and model card alike."""
+"""What a run's files say of what it bought, for tables, report and model card alike.
+
+What computes it is imported where it is needed: `status` of a run that has won nothing yet needs none of it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, finals, gains, store, sweeping
+from ssd_loop import store
+from ssd_loop.figures import read_report
 from ssd_loop.place import Place
-from ssd_loop.records import Result, read_rows
 
 
 def gains_of(place: Place, n: int) -> dict[str, Any] | None:
@@ -15,10 +18,13 @@ def gains_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "evaluate"), place.stage(n, "evaluate")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
+    from ssd_loop import evaluation, gains
+    from ssd_loop.records import Result, read_rows
+
     before, after = (
         read_rows(_whole(folder, evaluation.RESULTS) / evaluation.RESULTS, Result) for folder in folders
     )
-    panels = evaluation.read_report(folders[1])["panels"]
+    panels = read_report(folders[1])["panels"]
     return gains.measure(before, after, {name: panel.get("tier_of", {}) for name, panel in panels.items()})
 
 
@@ -27,6 +33,8 @@ def final_of(place: Place, n: int) -> dict[str, Any] | None:
     folders = [place.stage(0, "final"), place.stage(n, "final")]
     if not n or not all(store.finished(folder) for folder in folders):
         return None
+    from ssd_loop import finals
+
     base, trained = (finals.read(_whole(folder, finals.FINAL)) for folder in folders)
     return {
         "panel": base["panel"],
@@ -40,6 +48,8 @@ def final_of(place: Place, n: int) -> dict[str, Any] | None:
 
 def sweeps_of(place: Place, n: int) -> dict[int, dict[str, Any]]:
     """The sweeps of round 0 and round n, as far as they are there."""
+    from ssd_loop import sweeping
+
     found = {r: place.stage(r, "sweep") for r in dict.fromkeys((0, n))}
     return {r: sweeping.read(folder) for r, folder in found.items() if store.finished(folder)}
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssd_loop import costs, evaluation
-from ssd_loop.finals import rival
-from ssd_loop.gains import Difference, points, share
+from ssd_loop import costs
+from ssd_loop.figures import Difference, headline, points, rival, share
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.report.trends import Trend
 
@@ -40,7 +39,7 @@ class Grid:
 
 def quality(reports: Mapping[int, Mapping[str, Any]]) -> Grid:
     """What each round's model can do."""
-    found = {n: evaluation.headline(report) for n, report in reports.items()}
+    found = {n: headline(report) for n, report in reports.items()}
     names = list(dict.fromkeys(name for report in found.values() for name in report))
     shown = [name for name in names if not name.endswith("_se") and name not in ("tokens", "reference_nll")]
     return Grid(

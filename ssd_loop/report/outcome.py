@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ssd_loop.finals import rival
-from ssd_loop.gains import CHOSEN, Difference, points, share
+from ssd_loop.figures import CHOSEN, Difference, points, rival, share
 
 WIDTH = 24  # of a bar that stands for the best point
 

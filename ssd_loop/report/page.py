@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssd_loop import durable
-from ssd_loop.monitors import signal
+from ssd_loop.figures import signal_lines
 from ssd_loop.report import account, browser, grids, sections, status
 from ssd_loop.report.account import Account
 from ssd_loop.report.trends import trends
@@ -89,7 +89,7 @@ def key_facts(found: Account) -> list[tuple[str, str]]:
     if found.config:
         facts += [_choice(line) for line in status.choices(about)]
     if told := found.reports.get(0, {}).get("signal"):
-        facts.append(("before training", signal.lines(told)[0]))
+        facts.append(("before training", signal_lines(told)[0]))
     if seconds := found.ledger["total"]["seconds"]:
         facts.append(("time", f"{seconds / 3600:.2f} hours in its stages"))
     return facts

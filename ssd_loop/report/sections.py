@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ssd_loop.finals import rival
+from ssd_loop.figures import rival
 from ssd_loop.report import grids, pictures, recipe
 from ssd_loop.report.account import Account
 from ssd_loop.report.grids import Grid

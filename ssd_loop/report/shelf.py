@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_loop import evaluation, store
+from ssd_loop import store
 from ssd_loop.errors import BadArtifactError
+from ssd_loop.figures import REPORT, read_report
 from ssd_loop.monitors.decision import DECISION, Decision, read_decision
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing_folders
 from ssd_loop.records import Row, read_rows
@@ -86,9 +87,9 @@ class Shelf:
         """The evaluation report of every measured round."""
         found: dict[int, dict[str, Any]] = {}
         for n in self.measured:
-            if path := self.file(n, "evaluate", evaluation.REPORT):
+            if path := self.file(n, "evaluate", REPORT):
                 with self.noting(path):
-                    found[n] = evaluation.read_report(path.parent)
+                    found[n] = read_report(path.parent)
         return found
 
     def decisions(self) -> list[Decision]:

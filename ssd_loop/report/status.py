@@ -10,12 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ssd_loop import costs, evaluation, store
+from ssd_loop import costs, store
 from ssd_loop.config import MonitorConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
-from ssd_loop.gains import share
-from ssd_loop.monitors import signal
+from ssd_loop.figures import REPORT, headline, read_report, share, signal_lines
 from ssd_loop.monitors.decision import DECISION, read_decision
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing, round_name
 from ssd_loop.report import facts, outcome
@@ -124,8 +123,8 @@ def _round(place: Place, n: int, spent: dict[tuple[int, str], costs.Cost]) -> di
             "metrics": done.manifest.metrics if done else {},
         }
         if done and stage == "evaluate":
-            report = evaluation.read_report(store.checked_in(done, evaluation.REPORT))
-            result["report"] = evaluation.headline(report)
+            report = read_report(store.checked_in(done, REPORT))
+            result["report"] = headline(report)
             if found := report.get("signal"):
                 result["signal"] = found
         if done and stage == "monitor":
@@ -158,7 +157,7 @@ def show(state: dict[str, Any], console: Console) -> None:
     if state["best"]:
         console.print(BEST_MEANS, markup=False)
     for row in state["rounds"]:
-        for line in signal.lines(row["signal"]) if "signal" in row else ():
+        for line in signal_lines(row["signal"]) if "signal" in row else ():
             console.print(line, markup=False)
     console.print(_quality(state))
     if state["damaged"]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ssd_loop.monitors.contrast import Form, Reading
-from ssd_loop.monitors.decision import Decision
+from ssd_loop.monitors.contrast import Form
+from ssd_loop.monitors.decision import Decision, Reading
 from ssd_loop.monitors.suite import sampled
 from ssd_loop.report.status import spans
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from benchmarks.collapse.toy import engine
 from benchmarks.collapse.toy.modes import ONSET, Context, Mode
-from ssd_loop import controller, costs, evaluation, filtering, store
+from ssd_loop import controller, costs, filtering, store
 from ssd_loop.errors import SsdLoopError
+from ssd_loop.figures import read_report
 from ssd_loop.measuring import evaluate
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import Place
@@ -174,7 +175,7 @@ def baseline(root: Path, name: str) -> dict[str, Any]:
     """The numbers of a run's round 0."""
     done = store.finished(Place(root, name).stage(0, "evaluate"))
     assert done is not None
-    report = evaluation.read_report(done.path)
+    report = read_report(done.path)
     found: dict[str, Any] = json.loads(json.dumps(done.manifest.metrics))
     return found | {"signal": (report.get("signal") or {}).get("label")}
 
