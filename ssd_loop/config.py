@@ -352,7 +352,7 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping norm (ours).")
     epochs: int = Field(1, ge=1, le=100, description="Passes over the kept samples (P: about 8).")
     batch_size: int = Field(8, ge=1, description="Samples per optimiser step (P: 32).")
-    micro_batch_size: int = speed_only(2, "Samples per forward pass; must divide batch_size.", ge=1)
+    micro_batch_size: int = speed_only(4, "Samples per forward pass; must divide batch_size.", ge=1)
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter (ours; P: no LoRA).")
     lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(

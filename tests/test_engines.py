@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ssd_loop.config import EngineConfig
-from ssd_loop.engines import Engine, Request, engine_name, open_engine
+from ssd_loop.engines import Engine, Request, engine_name, open_engine, vllm_worker
 from ssd_loop.engines.transformers import draw
 from ssd_loop.engines.truncation import truncate
 from ssd_loop.errors import ConfigError, SsdLoopError, StageFailedError
@@ -294,6 +294,19 @@ def test_other_weights_than_those_asked_never_answer(tiny_qwen3):
         engine._loaded = (("elsewhere/model.safetensors", 1, 1),)
         with pytest.raises(StageFailedError, match=r"asked of the weights .*elsewhere"):
             list(engine.generate(requests(tiny_qwen3, 8)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+def test_the_cache_is_given_back_before_training(tiny_qwen3):
+    with closing(opened("vllm")) as engine:
+        engine.load(tiny_qwen3)
+        before = list(engine.generate(requests(tiny_qwen3, 8)))
+        worker = psutil.Process(engine._worker._process.pid)
+        held = worker.memory_info().rss
+        engine.release()
+        assert held - worker.memory_info().rss > 0.9 * vllm_worker.CPU_KV_CACHE_BYTES
+        assert list(engine.generate(requests(tiny_qwen3, 8))) == before
 
 
 @pytest.mark.slow

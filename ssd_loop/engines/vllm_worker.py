@@ -6,6 +6,8 @@ requests always makes the same batches, and with them the same bytes.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import shutil
 import signal
@@ -168,9 +170,26 @@ def repack_head(model: torch.nn.Module) -> None:
 
 
 def release(engine: LLMEngine, device: str) -> None:
-    """Park the weights in main memory and drop the cache, where there is a device to give back."""
-    if device != "cpu" and not engine.is_sleeping():
+    """Hand back memory that the next stages want: the cache, and on a device the weights too."""
+    if device == "cpu":
+        engine.collective_rpc(hand_back)
+    elif not engine.is_sleeping():
         engine.sleep(level=1)
+
+
+def hand_back(worker: Any) -> None:
+    """Give the operating system the pages of vLLM's cache, and freed memory that glibc keeps.
+
+    Pages come back as zeros when they are touched again; every list of requests begins with an empty cache.
+    """
+    libc = ctypes.CDLL(None)
+    for cache in worker.model_runner.kv_caches:
+        start = -(-cache.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (cache.data_ptr() + cache.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+    if trim := getattr(libc, "malloc_trim", None):  # glibc's
+        trim(0)
 
 
 def wake(engine: LLMEngine) -> None:
