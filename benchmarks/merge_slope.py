@@ -14,6 +14,7 @@ from ssd_loop.evaluation import reference_texts
 from ssd_loop.lora import Term
 from ssd_loop.problems import load_panel
 from ssd_loop.records import Sample, read_rows
+from ssd_loop.training_rows import TrainingRow
 from ssd_loop.workbench import Workbench
 
 CASES = ((5e-6, 10), (2e-4, 10), (2e-4, 40))
@@ -56,7 +57,7 @@ def main() -> None:
                 )
 
 
-def draw(bench: Workbench, root: Path) -> list[training.TrainingRow]:
+def draw(bench: Workbench, root: Path) -> list[TrainingRow]:
     """Own samples of the base as training rows."""
     out = root / "sample"
     out.mkdir()
@@ -71,7 +72,7 @@ def draw(bench: Workbench, root: Path) -> list[training.TrainingRow]:
     )
     bench.close()
     samples = read_rows(out / sampling.SAMPLES, Sample)
-    return [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
+    return [TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
 
 
 if __name__ == "__main__":

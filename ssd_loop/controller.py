@@ -18,9 +18,10 @@ from ssd_loop.measuring import drawing_settings, evaluate, evaluation_settings, 
 from ssd_loop.monitors.decision import Decision
 from ssd_loop.place import SEEDS
 from ssd_loop.prompts import content_input, varied
-from ssd_loop.records import Sample, Stored, derive_seed, read_rows
+from ssd_loop.records import Sample, Stored, derive_seed
 from ssd_loop.running import Run, step
 from ssd_loop.store import Finished, Metrics
+from ssd_loop.training_rows import TrainingRow
 from ssd_loop.verdicts import asked_since, discard, earlier_decisions, monitor, obeys, remedied
 from ssd_loop.weights import Model, base_model, merge
 
@@ -157,18 +158,18 @@ def fit(
 ) -> Metrics:
     """Train on the kept samples of some rounds; `purpose` names the seed."""
     config, seed = run.config.train, run.config.sample.seed
-    rounds = [read_rows(store.checked(done) / filtering.KEPT, Sample) for done in used]
-    samples = mixing.chosen(policy, rounds, derive_seed(seed, n, "subsample"))
-    rows = [training.TrainingRow(row.prompt_token_ids, row.token_ids) for row in samples]
-    human = human_rows(run, n, len(rows))
+    rounds = [Stored(store.checked(done) / filtering.KEPT, Sample) for done in used]
+    samples = mixing.Chosen(policy, rounds, derive_seed(seed, n, "subsample"))
+    human = human_rows(run, n, len(samples))
+    rows = mixing.Mixture(samples, human)
     folder = weights.ready(run, begun)
     run.bench.release()
-    steps = training.step_count(config, len(rows) + len(human))
-    with run.bench.training(rows + human, config.epochs, steps) as task:
+    steps = training.step_count(config, len(rows))
+    with run.bench.training(rows, config.epochs, steps) as task:
         metrics: Metrics = training.train(
             config,
             model_dir=folder,
-            rows=rows + human,
+            rows=rows,
             seed=derive_seed(seed, n, purpose),
             device=run.bench.device,
             out=out,
@@ -177,7 +178,7 @@ def fit(
             # Not part of what the stage is: it changes nothing but in a round that is lost anyway.
             ends_on_cliff=run.config.monitor.action == "stop",
         )
-    return metrics | {"rows_sampled": len(rows), "rows_human": len(human)}
+    return metrics | {"rows_sampled": len(samples), "rows_human": len(human)}
 
 
 def retrain(run: Run, n: int, begun: Model, kept: Sequence[Finished], baseline: Finished) -> None:
@@ -211,7 +212,7 @@ def retrain(run: Run, n: int, begun: Model, kept: Sequence[Finished], baseline: 
         step(run, n, stage, training.STAGE_VERSION, settings, inputs, work)
 
 
-def human_rows(run: Run, n: int, sampled: int) -> list[training.TrainingRow]:
+def human_rows(run: Run, n: int, sampled: int) -> list[TrainingRow]:
     """The round's human-written rows, as many as the settings ask for beside so many sampled ones."""
     wanted = mixing.human_count(run.config.train.human_share, sampled)
     rows = mixing.human_rows(

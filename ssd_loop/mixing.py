@@ -8,34 +8,72 @@ al. 2024, arXiv 2410.16713).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, Protocol
 
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample
-from ssd_loop.training import TrainingRow
+from ssd_loop.training_rows import TrainingRow
 
 Policy = Literal["replace", "accumulate", "accumulate-subsample"]
 
 
-def chosen(policy: Policy, rounds: Sequence[Sequence[Sample]], seed: int) -> list[Sample]:
+class Samples(Protocol):
+    """Samples that can be counted, and gone over more than once without being held in memory."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+@dataclass(frozen=True)
+class Chosen:
     """The samples that are trained on, in the order of their rounds.
 
-    Args:
+    Attributes:
         policy: replace: the last round's; accumulate: all; accumulate-subsample: as many as the last round
             has, drawn without replacement from all.
         rounds: Kept samples of every round, the current one last.
         seed: Decides the draw.
     """
-    everything = [sample for kept in rounds for sample in kept]
-    if policy == "replace":
-        return list(rounds[-1])
-    if policy == "accumulate":
-        return everything
-    picked = random.Random(seed).sample(range(len(everything)), len(rounds[-1]))
-    return [everything[index] for index in sorted(picked)]
+
+    policy: Policy
+    rounds: Sequence[Samples]
+    seed: int
+
+    def __len__(self) -> int:
+        if self.policy == "accumulate":
+            return sum(map(len, self.rounds))
+        return len(self.rounds[-1])
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self.policy == "replace":
+            return iter(self.rounds[-1])
+        everything = chain.from_iterable(self.rounds)
+        if self.policy == "accumulate":
+            return everything
+        total = sum(map(len, self.rounds))
+        picked = set(random.Random(self.seed).sample(range(total), len(self)))
+        return (sample for index, sample in enumerate(everything) if index in picked)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of a training: sampled ones, then human-written ones."""
+
+    samples: Samples
+    human: Sequence[TrainingRow]
+
+    def __len__(self) -> int:
+        return len(self.samples) + len(self.human)
+
+    def __iter__(self) -> Iterator[TrainingRow]:
+        sampled = (TrainingRow(row.prompt_token_ids, row.token_ids) for row in self.samples)
+        return chain(sampled, self.human)
 
 
 def human_count(share: float, sampled: int) -> int:

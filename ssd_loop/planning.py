@@ -41,7 +41,6 @@ from ssd_loop.monitors import cliff
 from ssd_loop.place import SEEDS
 from ssd_loop.problems import Problem
 from ssd_loop.records import Sample, derive_seed, read_rows
-from ssd_loop.training import TrainingRow
 from ssd_loop.weights import effective_rank
 from ssd_loop.workbench import Workbench
 
@@ -322,9 +321,7 @@ def train(
 ) -> int:
     """Train `STEPS` steps on some of what was kept; how many rows that took, repetitions counted."""
     config, seed = bench.config.train, bench.config.sample.seed
-    own = [
-        TrainingRow(row.prompt_token_ids, row.token_ids) for row in spread(kept, STEPS * config.batch_size)
-    ]
+    own = spread(kept, STEPS * config.batch_size)
     human = mixing.human_rows(
         prompts,
         mixing.human_count(config.human_share, len(own)),
@@ -332,7 +329,7 @@ def train(
         stop_token_ids=bench.stop_token_ids,
         seed=derive_seed(seed, 1, "human"),
     )
-    rows = own + human
+    rows = mixing.Mixture(own, human)
     epochs = math.ceil(STEPS * config.batch_size / len(rows))
     steps = math.ceil(epochs * len(rows) / config.batch_size)
     # One probe, before the first step: those between steps are reckoned by `training_work`.

@@ -220,6 +220,10 @@ class Stored(Generic[Row]):
     path: Path
     kind: type[Row]
 
+    def __len__(self) -> int:
+        count: int = pq.read_metadata(self.path).num_rows
+        return count
+
     def __iter__(self) -> Iterator[Row]:
         with pq.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):  # `iter_batches` holds on to what it has read

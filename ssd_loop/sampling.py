@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from ssd_loop.engines import Completion, Engine, Request
 from ssd_loop.errors import StageFailedError
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import Renderer
-from ssd_loop.records import Sample, derive_seed, write_rows
+from ssd_loop.records import Sample, Writer, derive_seed
 from ssd_loop.store import SHARDS, Metrics
 
 STAGE_VERSION = 1
@@ -115,12 +116,24 @@ def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]
 def draw_all(
     drawing: Drawing, draws: Sequence[Draw], *, engine: Engine, policy_round: int, out: Path
 ) -> list[Sample]:
-    """Draw every completion, shard by shard, keeping finished shards under ``out/shards``.
+    """Draw every completion, keeping finished shards under ``out/shards``.
 
     Raises:
         StageFailedError: log-probs of the base model are not finite; those of later rounds have a monitor.
     """
     rows: list[Sample] = []
+    with closing(drawn(drawing, draws, engine=engine, policy_round=policy_round, out=out)) as shards:
+        for shard in shards:
+            if policy_round == 0:
+                _require_finite(shard)
+            rows += shard
+    return rows
+
+
+def drawn(
+    drawing: Drawing, draws: Sequence[Draw], *, engine: Engine, policy_round: int, out: Path
+) -> Generator[list[Sample], None, None]:
+    """The completions shard by shard, each kept under ``out/shards`` as soon as it is finished."""
     with progress.task("draw", len(draws), "samples") as task:
         for number, shard in enumerate(split_shards(draws, drawing.shard_size)):
             path = out / SHARDS / f"{number:05d}.jsonl"
@@ -130,11 +143,7 @@ def draw_all(
                 _draw_shard(shard, engine, path, task)
             # Read back also when just drawn: a resumed stage takes the same way to the same bytes.
             pairs = zip(shard, _read_shard(path), strict=True)
-            drawn = [_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs]
-            if policy_round == 0:
-                _require_finite(drawn)
-            rows += drawn
-    return rows
+            yield [_sample(draw, done, drawing.renderer, policy_round) for draw, done in pairs]
 
 
 def _draw_shard(shard: Sequence[Draw], engine: Engine, path: Path, task: progress.Task) -> None:
@@ -196,18 +205,32 @@ def run(
     draws = plan(
         drawing, prompts, config.samples_per_prompt, decoding=decoding_of(config), round_index=round_index
     )
-    rows = draw_all(drawing, draws, engine=engine, policy_round=policy_round, out=out)
-    _require_finite(rows)
-    write_rows(out / SAMPLES, Sample, rows)
-    return {**summary(rows), "template_sha256": drawing.renderer.template_sha256()}
+    shards = drawn(drawing, draws, engine=engine, policy_round=policy_round, out=out)
+    with closing(shards), Writer(out / SAMPLES, Sample) as writer:
+
+        def written() -> Iterator[Sample]:
+            for shard in shards:
+                _require_finite(shard)
+                for row in shard:
+                    writer.add(row)
+                    yield row
+
+        metrics = summary(written())
+    return {**metrics, "template_sha256": drawing.renderer.template_sha256()}
 
 
-def summary(rows: Sequence[Sample]) -> Metrics:
+def summary(rows: Iterable[Sample]) -> Metrics:
     """Counts and means over samples: tokens, share cut by length, mean log-prob per token in nats."""
-    tokens = sum(len(row.token_ids) for row in rows)
+    count = tokens = cut = 0
+    logprob = 0.0
+    for row in rows:
+        count += 1
+        tokens += len(row.token_ids)
+        cut += row.finish_reason == "length"
+        logprob += row.logprob
     return {
-        "samples": len(rows),
+        "samples": count,
         "tokens": tokens,
-        "truncated_share": sum(row.finish_reason == "length" for row in rows) / len(rows),
-        "mean_logprob": sum(row.logprob for row in rows) / max(tokens, 1),
+        "truncated_share": cut / count,
+        "mean_logprob": logprob / max(tokens, 1),
     }

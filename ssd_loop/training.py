@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssd_loop import durable, models, training_state
 from ssd_loop.config import TrainConfig
@@ -26,26 +29,20 @@ from ssd_loop.errors import ConfigError, StageFailedError
 from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
 from ssd_loop.store import SHARDS
+from ssd_loop.training_rows import IGNORED, TrainingRows, on_disk, reading_order
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 STAGE_VERSION = 2  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PROBE = "probe.json"
-IGNORED = -100  # the label that carries no loss (torch's cross_entropy)
 EAGER_TOKENS = (
     384  # rows up to which a CPU attends by plain products, faster than its fused kernel; memory ~ n^2
 )
-POOL_BATCHES = 50  # sorted by length together, as transformers' LengthGroupedSampler does
 
 OnStep = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRow:
-    """One sample: the rendered prompt and the completion, stop token included if it has one."""
-
-    prompt_token_ids: Sequence[int]
-    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ def train(
     config: TrainConfig,
     *,
     model_dir: Path,
-    rows: Sequence[TrainingRow],
+    rows: TrainingRows,
     seed: int,
     device: str,
     out: Path,
@@ -95,21 +92,19 @@ def train(
             "no samples are left to train on; loosen filter.filters or draw more per prompt with "
             "sample.samples_per_prompt"
         )
-    order = reading_order(
-        [len(row.prompt_token_ids) + len(row.token_ids) for row in rows],
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=seed,
-    )
-    ordered = [rows[index] for index in order]
-    with _undisturbed_process():
+    with _undisturbed_process(), on_disk(rows, out) as (dataset, lengths):
+        order = reading_order(
+            lengths.sum(axis=1).tolist(), batch_size=config.batch_size, epochs=config.epochs, seed=seed
+        )
+        ordered = dataset.select(order)
         watched = (
             cliff.Probe(probe, config.probe_margin, ends=ends_on_cliff)
             if probe and config.probe_every
             else None
         )
-        steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched, save_every)
-    metrics = _metrics(steps, ordered, config.batch_size)
+        longest = int(lengths.sum(axis=1).max())
+        steps = _fit(config, model_dir, ordered, longest, seed, device, out, on_step, watched, save_every)
+    metrics = _metrics(steps, lengths[order], config.batch_size)
     if watched:
         write_json(out / PROBE, watched.rows())
         metrics |= watched.metrics()
@@ -121,51 +116,20 @@ def step_count(config: TrainConfig, rows: int) -> int:
     return math.ceil(rows * config.epochs / config.batch_size)
 
 
-def example(row: TrainingRow) -> dict[str, list[int]]:
-    """The row as TRL takes it: prompt and completion joined, no loss on the prompt."""
-    prompt, completion = list(row.prompt_token_ids), list(row.token_ids)
-    if not prompt or not completion:
-        raise StageFailedError(
-            "a sample has an empty prompt or completion, and training needs a token of each; "
-            "add empty to filter.filters"
-        )
-    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+def _metrics(steps: Sequence[_Step], lengths: NDArray[np.int32], batch_size: int) -> dict[str, float | int]:
+    """What the training says of itself; means are over completion tokens, quantiles over optimiser steps.
 
-
-def reading_order(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: int) -> list[int]:
-    """Which row comes when: every row once per epoch, batches of like length in random order.
-
-    Rows of like length share a batch, because padding costs time and teaches nothing. Rows that fill no
-    batch move into the next epoch, so that only the very last batch can be smaller.
+    Args:
+        steps: The optimiser steps.
+        lengths: (rows, 2) tokens of prompt and completion, in reading order.
+        batch_size: Rows of a step.
     """
-    rng = random.Random(seed)
-    order: list[int] = []
-    left_over: list[int] = []
-    for _ in range(epochs):
-        epoch = list(range(len(lengths)))
-        rng.shuffle(epoch)
-        waiting = left_over + epoch
-        whole = len(waiting) - len(waiting) % batch_size
-        left_over = waiting[whole:]
-        batches = []
-        for start in range(0, whole, POOL_BATCHES * batch_size):
-            pool = waiting[start : min(whole, start + POOL_BATCHES * batch_size)]
-            pool.sort(key=lengths.__getitem__)
-            batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-        rng.shuffle(batches)
-        order += [index for batch in batches for index in batch]
-    return order + left_over
-
-
-def _metrics(
-    steps: Sequence[_Step], ordered: Sequence[TrainingRow], batch_size: int
-) -> dict[str, float | int]:
-    """What the training says of itself; means are over completion tokens, quantiles over optimiser steps."""
-    ordered = ordered[: len(steps) * batch_size]  # a cliff ends training early
+    lengths = lengths[: len(steps) * batch_size]  # a cliff ends training early
     if not steps:
         return {"steps": 0, "tokens_trained": 0, "tokens_total": 0}
-    counts = [len(row.token_ids) for row in ordered]
-    weights = [sum(counts[at : at + batch_size]) for at in range(0, len(counts), batch_size)]
+    weights: list[int] = np.add.reduceat(
+        lengths[:, 1], range(0, len(lengths), batch_size), dtype=np.int64
+    ).tolist()
 
     def mean(values: Iterator[float]) -> float:
         return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
@@ -178,15 +142,16 @@ def _metrics(
         **quantiles("entropy", [step.entropy for step in steps]),
         "grad_norm_max": max(step.grad_norm for step in steps),
         "steps": len(steps),
-        "tokens_trained": sum(counts),
-        "tokens_total": sum(counts) + sum(len(row.prompt_token_ids) for row in ordered),
+        "tokens_trained": int(lengths[:, 1].sum(dtype=np.int64)),
+        "tokens_total": int(lengths.sum(dtype=np.int64)),
     }
 
 
 def _fit(
     config: TrainConfig,
     model_dir: Path,
-    ordered: Sequence[TrainingRow],
+    ordered: Dataset,
+    longest: int,
     seed: int,
     device: str,
     out: Path,
@@ -196,13 +161,11 @@ def _fit(
 ) -> list[_Step]:
     """Train, write the adapter, and return what each optimiser step reported."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    longest = max(len(row.prompt_token_ids) + len(row.token_ids) for row in ordered)
     model = AutoModelForCausalLM.from_pretrained(
         model_dir,
         dtype="auto",
@@ -215,7 +178,7 @@ def _fit(
     trainer = SFTTrainer(
         model,
         args=_arguments(config, len(ordered), model.dtype, seed, device, out),
-        train_dataset=Dataset.from_list([example(row) for row in ordered]),
+        train_dataset=ordered,
         # TRL's own collator, made here so that TRL changes neither tokenizer nor config.
         data_collator=DataCollatorForLanguageModeling(pad_token_id=models.pad_token_id(model_dir)),
         processing_class=AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False),

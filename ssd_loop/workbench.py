@@ -26,7 +26,7 @@ from ssd_loop.engines import (
 )
 from ssd_loop.prompts import Renderer
 from ssd_loop.sampling import Drawing
-from ssd_loop.training import TrainingRow
+from ssd_loop.training_rows import TrainingRows
 
 if TYPE_CHECKING:
     from ssd_loop.doctor.subject import Subject
@@ -61,7 +61,7 @@ class Workbench:
         return self._engine
 
     @contextmanager
-    def training(self, rows: Sequence[TrainingRow], epochs: int, steps: int) -> Iterator[progress.Task]:
+    def training(self, rows: TrainingRows, epochs: int, steps: int) -> Iterator[progress.Task]:
         """A task to advance after each step of a training, which is shown and counted.
 
         Args:
@@ -70,8 +70,10 @@ class Workbench:
             steps: Optimiser steps in all; each is taken to have the same share of the tokens.
         """
         with progress.task("train", steps, "steps") as shown:
-            prompts = epochs * sum(len(row.prompt_token_ids) for row in rows)
-            tokens = epochs * sum(len(row.token_ids) for row in rows)
+            prompts = tokens = 0
+            for row in rows:
+                prompts += epochs * len(row.prompt_token_ids)
+                tokens += epochs * len(row.token_ids)
             yield MeteredSteps(shown, self.meter, steps, prompts, tokens)
 
     def release(self) -> None:

@@ -21,7 +21,7 @@ from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import PINNED_DATE, PINNED_DAY, Renderer
 from ssd_loop.sampling import Decoding, Drawing
-from ssd_loop.training import IGNORED, TrainingRow, example
+from ssd_loop.training_rows import IGNORED, TrainingRow, example
 from ssd_loop.workbench import Workbench
 from tests import tiny
 

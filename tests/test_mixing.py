@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ssd_loop.mixing import answer, chosen, human_count, human_rows
+from ssd_loop.mixing import Chosen, Mixture, answer, human_count, human_rows
 from ssd_loop.problems import load_panel
 from ssd_loop.prompts import Renderer
+from ssd_loop.training_rows import TrainingRow
 from tests import tiny
 from tests.rows import function, sample
 
@@ -15,25 +16,37 @@ FIRST, SECOND, THIRD = ROUNDS
 
 
 def test_replace_takes_the_last_round_and_accumulate_all() -> None:
-    assert chosen("replace", ROUNDS, 1) == THIRD
-    assert chosen("accumulate", ROUNDS, 1) == FIRST + SECOND + THIRD
+    assert list(Chosen("replace", ROUNDS, 1)) == THIRD
+    assert list(Chosen("accumulate", ROUNDS, 1)) == FIRST + SECOND + THIRD
+    assert len(Chosen("replace", ROUNDS, 1)) == 4
+    assert len(Chosen("accumulate", ROUNDS, 1)) == 12
 
 
 def test_a_subsample_has_the_size_of_the_last_round_and_comes_from_all() -> None:
     everything = FIRST + SECOND + THIRD
     seen = set()
     for seed in range(40):
-        picked = chosen("accumulate-subsample", ROUNDS, seed)
-        assert len(picked) == len(THIRD)
+        chosen = Chosen("accumulate-subsample", ROUNDS, seed)
+        picked = list(chosen)
+        assert len(picked) == len(chosen) == len(THIRD)
         assert picked == [row for row in everything if row in picked]  # in order, none twice
         seen |= {row.prompt_id for row in picked}
     assert seen == {row.prompt_id for row in everything}
-    assert chosen("accumulate-subsample", ROUNDS, 7) == chosen("accumulate-subsample", ROUNDS, 7)
+    again = Chosen("accumulate-subsample", ROUNDS, 7)
+    assert list(again) == list(again) == list(Chosen("accumulate-subsample", ROUNDS, 7))
 
 
 @pytest.mark.parametrize("policy", ["replace", "accumulate", "accumulate-subsample"])
 def test_in_the_first_round_every_policy_is_the_same(policy) -> None:
-    assert chosen(policy, [FIRST], 3) == FIRST
+    assert list(Chosen(policy, [FIRST], 3)) == FIRST
+
+
+def test_a_mixture_is_what_was_sampled_then_what_people_wrote() -> None:
+    human = [TrainingRow((1, 2), (3,))]
+    rows = Mixture(THIRD, human)
+    sampled = [TrainingRow(row.prompt_token_ids, row.token_ids) for row in THIRD]
+    assert list(rows) == list(rows) == sampled + human
+    assert len(rows) == 5
 
 
 @pytest.mark.parametrize(

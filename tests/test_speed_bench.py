@@ -30,7 +30,8 @@ def test_counted_operations_are_those_that_torch_counts(tiny_llama: Path, tmp_pa
     from torch.utils.flop_counter import FlopCounterMode
 
     from ssd_loop.config import TrainConfig
-    from ssd_loop.training import TrainingRow, train
+    from ssd_loop.training import train
+    from ssd_loop.training_rows import TrainingRow
 
     rng = random.Random(0)
     rows = [([rng.randrange(3, 256) for _ in range(20)], [rng.randrange(3, 256) for _ in range(40)])] * 8

@@ -16,7 +16,8 @@ import pytest
 from ssd_loop import training
 from ssd_loop.config import TrainConfig
 from ssd_loop.errors import ConfigError, StageFailedError
-from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS, TrainingRow, example, reading_order, train
+from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS, train
+from ssd_loop.training_rows import ROWS, ROWS_AT_ONCE, TrainingRow, example, on_disk, reading_order
 from tests import tiny
 
 STOP = 2  # <|im_end|> of the tiny tokenizer
@@ -64,6 +65,23 @@ def test_example_trains_on_the_sampled_ids_and_masks_the_prompt() -> None:
 
 def test_example_appends_nothing_to_a_truncated_sample() -> None:
     assert example(TrainingRow((5,), (8, 9))) == {"input_ids": [5, 8, 9], "labels": [-100, 8, 9]}
+
+
+def test_rows_are_mapped_from_a_file_that_goes_away(tmp_path: Path) -> None:
+    rows = make_rows(ROWS_AT_ONCE + 7)
+    with on_disk(rows, tmp_path) as (dataset, lengths):
+        assert (tmp_path / ROWS).stat().st_size > 0
+        assert [dict(row) for row in dataset] == [example(row) for row in rows]
+        assert lengths.tolist() == [[len(row.prompt_token_ids), len(row.token_ids)] for row in rows]
+        chosen = dataset.select([3, 3, ROWS_AT_ONCE])
+        assert [len(row["input_ids"]) for row in chosen] == lengths.sum(axis=1)[[3, 3, ROWS_AT_ONCE]].tolist()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_cannot_be_trained_on_leave_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StageFailedError, match="empty"), on_disk([TrainingRow((5,), ())], tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("row", [TrainingRow((), (8,)), TrainingRow((5,), ())])

@@ -17,7 +17,7 @@ from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, Work
 from ssd_loop.engines import Completion, Engine, Request
 from ssd_loop.errors import ConfigError
-from ssd_loop.training import TrainingRow
+from ssd_loop.training_rows import TrainingRow
 from ssd_loop.workbench import MeteredEngine, MeteredSteps, Workbench
 from tests import tiny
 from tests.rows import ScriptedEngine

@@ -28,7 +28,8 @@ def ours(model_dir: Path, rows: Rows, micro_batch_size: int | None = None) -> fl
     """Tokens per second of `ssd_loop.training.train`."""
     import ssd_loop.workbench  # noqa: F401  # as in a run: it says how threads wait
     from ssd_loop.config import TrainConfig
-    from ssd_loop.training import TrainingRow, reading_order, train
+    from ssd_loop.training import train
+    from ssd_loop.training_rows import TrainingRow, reading_order
 
     config = TrainConfig(batch_size=BATCH_SIZE, lora_rank=RANK)
     if micro_batch_size:
