@@ -7,7 +7,6 @@ slope of (merged - base) on (exact - base) below one; it is 1 for a merge that k
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from ssd_loop.errors import StageFailedError
 from ssd_loop.lora import Term, delta, layout, opened
+from ssd_loop.memory import give_back
 
 LOW, HIGH = 0.9, 1.1  # docs/decisions/0009: nearest rounding falls out, stochastic stays in
 TOKENS = 128  # of each probe at most: a standard error of about 0.03 after 10 steps at 5e-6 (decision 0009)
@@ -118,7 +118,7 @@ def measure(
         wanted = logprobs(model, tokens, exact) - base
         got = logprobs(model, tokens, merged) - base
     del model
-    _give_back()
+    give_back()
     return slope(wanted.double().cpu(), got.double().cpu())
 
 
@@ -140,17 +140,8 @@ def _base_logprobs(base_dir: Path, texts: tuple[tuple[int, ...], ...], device: s
 
     tokens = torch.tensor(texts, device=device)
     found = logprobs(_loaded(base_dir, device), tokens, lambda _name, stored: stored.float())
-    _give_back()
+    give_back()
     return found
-
-
-def _give_back() -> None:
-    """Free what a model took: the engine, which may be another process, is about to need it."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def slope(wanted: Any, got: Any) -> Slope:

@@ -7,7 +7,6 @@ give the same bytes in any process, also in one that goes on where a killed one 
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from ssd_loop import durable, models, training_state
 from ssd_loop.config import TrainConfig
 from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
+from ssd_loop.memory import give_back
 from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
 from ssd_loop.store import SHARDS
@@ -446,6 +446,4 @@ def _undisturbed_process() -> Iterator[None]:
         np.random.set_state(numpy_state)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()

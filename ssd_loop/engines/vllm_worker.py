@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssd_loop.engines import Completion, Request, TokenScores, WeightsState
+from ssd_loop.memory import trim
 
 if TYPE_CHECKING:
     import torch
@@ -188,8 +189,7 @@ def hand_back(worker: Any) -> None:
         end = (cache.data_ptr() + cache.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-    if trim := getattr(libc, "malloc_trim", None):  # glibc's
-        trim(0)
+    trim()
 
 
 def wake(engine: LLMEngine) -> None:
