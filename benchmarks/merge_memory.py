@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,7 +43,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         root = Path(scratch)
         layers = write_base(root / "base", options.gib, options.shard_gib)
-        terms = [write_adapter(root / f"adapter_{n}", layers, n) for n in range(options.rounds)]
+        shapes = {f"model.layers.{n}.{name}": shape for n in range(layers) for name, shape in SHAPES.items()}
+        terms = [write_adapter(root / f"adapter_{n}", shapes, n) for n in range(options.rounds)]
         context = multiprocessing.get_context("spawn")
         answer = context.SimpleQueue()
         child = context.Process(target=measure, args=(root, terms, answer))
@@ -96,16 +98,14 @@ def write_base(folder: Path, gib: float, shard_gib: float) -> int:
     return layers
 
 
-def write_adapter(folder: Path, layers: int, seed: int) -> Term:
-    """One adapter of rank 16 on every linear layer."""
+def write_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], seed: int) -> Term:
+    """One adapter of rank 16 on linear layers of these (out, in), by name."""
     folder.mkdir()
     torch.manual_seed(seed)
     tensors = {}
-    for n in range(layers):
-        for name, (rows, columns) in SHAPES.items():
-            module = f"{PREFIX}model.layers.{n}.{name}"
-            tensors[f"{module}.lora_A.weight"] = torch.randn(RANK, columns) * 0.01
-            tensors[f"{module}.lora_B.weight"] = torch.randn(rows, RANK) * 0.01
+    for name, (rows, columns) in shapes.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = torch.randn(RANK, columns) * 0.01
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = torch.randn(rows, RANK) * 0.01
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings))

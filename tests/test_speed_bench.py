@@ -71,6 +71,21 @@ def test_tables_show_the_parts_that_are_there(tmp_path: Path) -> None:
     assert "uses 48 %" in text
 
 
+def test_growth_is_shown_by_groups_of_rounds(tmp_path: Path) -> None:
+    (tmp_path / "machine.json").write_text(json.dumps(MACHINE))
+    found = {
+        "rounds": {"commands_s": {"status bench": [0.3, 0.5, 0.4]}},
+        "round_s_by_group": [4.0, 4.1, 3.9, 4.2],
+        "round_bytes_by_group": [2e6, 2e6, 2e6, 3e6],
+        "merges_s": {"1": {"merge": [2.0], "gate": [16.0]}, "20": {"merge": [4.0], "gate": [18.0]}},
+    }
+    (tmp_path / "growth.json").write_text(json.dumps(found))
+    text = speed.tables(tmp_path)
+    assert "| 16 to 20 | 4.20 | 3.00 |" in text
+    assert "| 20 | 4.0 | 18.0 |" in text
+    assert "| `status bench` | 0.40 (0.30 to 0.50) |" in text
+
+
 def test_other_tools_are_measured_without_a_runs_settings_of_threads() -> None:
     code = (
         "import os, sys, benchmarks.speed.training, benchmarks.speed.sampling; "

@@ -1,6 +1,6 @@
 """All speed benchmarks, and their tables.
 
-    python -m benchmarks.speed --out FOLDER [--parts sampling,training,rounds] [--repeats 3]
+    python -m benchmarks.speed --out FOLDER [--parts sampling,training,rounds,growth] [--repeats 3]
 
 Every part is a process of its own and writes FOLDER/<part>.json; speed.md holds the tables of all parts that
 are there. Ratios are taken between arms that ran in turn, never with figures from another day.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.collapse.pages import table
-from benchmarks.speed import machine, sampling, training
+from benchmarks.speed import growth, machine, sampling, training
 from benchmarks.speed.part import ROOT
 
 Found = Mapping[str, Any]
@@ -97,10 +97,33 @@ def rounds_tables(found: Found) -> list[str]:
     ]
 
 
+def growth_tables(found: Found) -> list[str]:
+    """What a round costs early and late, and a merge by number of adapters."""
+    rounds, size = found["rounds"], growth.GROUP
+    rows = [
+        [f"{at * size + 1} to {(at + 1) * size}", f"{seconds:.2f}", f"{held / 1e6:.2f}"]
+        for at, (seconds, held) in enumerate(
+            zip(found["round_s_by_group"], found["round_bytes_by_group"], strict=True)
+        )
+    ]
+    merges = [
+        [adapters, *(spread(times[name], 1) for name in ("merge", "gate"))]
+        for adapters, times in found["merges_s"].items()
+    ]
+    short = [[f"`{name}`", spread(values, 2)] for name, values in rounds["commands_s"].items()]
+    return [
+        f"## Growth: {growth.ROUNDS} rounds of a tiny model, merges of the default one\n",
+        table(["Rounds", "Seconds a round", "MB on disk a round"], rows),
+        table(["Adapters", "Merge, s", "Gate, s"], merges),
+        table([f"Command after {growth.ROUNDS} rounds", "Seconds"], short),
+    ]
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "sampling": sampling_tables,
     "training": training_tables,
     "rounds": rounds_tables,
+    "growth": growth_tables,
 }
 PARTS = tuple(TABLES)
 

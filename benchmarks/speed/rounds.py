@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,11 @@ def chats(folder: Path) -> tuple[Path, Path]:
     return file, of.base.path
 
 
-def commands(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Wall seconds of short commands on a finished run."""
+def clocked(folder: Path, commands: Sequence[Sequence[str]], repeats: int) -> dict[str, list[float]]:
+    """Wall seconds of short commands on a finished run, three times at least."""
     found: dict[str, list[float]] = {}
     for _ in range(max(3, repeats)):
-        for arguments in COMMANDS:
+        for arguments in commands:
             began = time.perf_counter()
             command = [sys.executable, "-m", "ssd_loop", *arguments]
             subprocess.run(command, cwd=folder, env=environment(), capture_output=True, check=True)
@@ -112,7 +113,7 @@ def measure(out: Path, repeats: int) -> dict[str, Any]:
         theirs.append(peer(out, prompts, model))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         whole = run(Path(scratch), ["--rounds", "5"])
-        short = commands(Path(scratch), repeats)
+        short = clocked(Path(scratch), COMMANDS, repeats)
     rounds = [sum(each["stages_s"][f"1/{stage}"] for stage in STAGES) for each in ours]
     return {
         "round_s": rounds,
