@@ -22,6 +22,7 @@ from ssd_loop import (
     finals,
     judging,
     measuring,
+    memory,
     models,
     monitoring,
     progress,
@@ -231,6 +232,7 @@ def _take_over(
 def _drive(run: Run, about: Mapping[str, Any]) -> int:
     _announce(run, about)
     finished = False
+    memory.settle()
     try:
         if not run.place.stage(run.config.rounds, "monitor").exists():  # else nothing is built on it any more
             room.require_disk(run.bench.subject, run.place)

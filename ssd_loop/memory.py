@@ -16,6 +16,12 @@ def give_back() -> None:
     trim()
 
 
+def settle() -> None:
+    """Leave what is loaded by now, modules above all, out of later searches for garbage: 0.07 s, not 0.3."""
+    gc.collect()
+    gc.freeze()
+
+
 def trim() -> None:
     """Have the C library return freed pages, of which glibc keeps gigabytes after a training."""
     if call := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
