@@ -242,7 +242,8 @@ def calibrate(
     effective_rank(terms)
     merged = meter.read()
     bench.release()
-    gate.measure(base, out["merge"], terms, gate.cut([text["token_ids"] for text in texts]), bench.device)
+    probes = gate.cut([text["token_ids"] for text in texts])[: gate.FIRST_TEXTS]
+    gate.measure(base, out["merge"], terms, probes, bench.device)
     gated = meter.read()
     engine = bench.engine(out["merge"])
     loaded = meter.read()

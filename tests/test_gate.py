@@ -67,6 +67,28 @@ def test_a_slope_fails_where_the_probes_leave_no_doubt(value: float, se: float, 
     assert failed(Slope(value, se, 1.0)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("value", "se", "wanted"),
+    [(1.0, 0.024, True), (1.0, 0.026, False), (0.95, 0.01, True), (1.08, 0.01, False), (None, 0.0, False)],
+)
+def test_a_slope_is_clear_four_errors_within_its_bounds(value, se, wanted) -> None:
+    assert gate.clear(Slope(value, se, 0.1)) is wanted
+
+
+def test_more_texts_are_looked_at_only_where_the_first_leave_a_doubt(tmp_path, monkeypatch) -> None:
+    told = {gate.FIRST_TEXTS: Slope(1.0, 0.01, 0.1), 24: Slope(0.99, 0.02, 0.1)}
+    monkeypatch.setattr(gate, "measure", lambda base, merged, terms, texts, device: told[len(texts)])
+    common = {"base_dir": tmp_path, "merged_dir": tmp_path, "terms": [], "device": "cpu"}
+    probes = [list(range(101))] * 24
+    assert gate.check(probes=probes, **common)["gate_tokens"] == 100 * gate.FIRST_TEXTS
+    told[gate.FIRST_TEXTS] = Slope(1.0, 0.03, 0.1)
+    metrics = gate.check(probes=probes, **common)
+    assert (metrics["gate_tokens"], metrics["gate_slope"]) == (2400, 0.99)
+    told[24] = Slope(0.5, 0.02, 0.1)
+    with pytest.raises(StageFailedError, match=r"0\.50"):
+        gate.check(probes=probes, **common)
+
+
 def test_probes_are_cut_to_one_length() -> None:
     assert cut([[1, 2, 3], [4, 5, 6, 7]]) == [[1, 2, 3], [4, 5, 6]]
     assert cut([list(range(500))] * 2) == [list(range(gate.TOKENS))] * 2

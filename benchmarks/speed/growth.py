@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROUNDS, GROUP = 20, 5
 ADAPTERS = (1, 5, 20)
-TEXTS, VOCABULARY = 24, 40_000  # of the gate, as many as there are reference texts; made-up tokens
+VOCABULARY = 40_000  # of made-up tokens for the gate
 AFTER = (["status", "bench"], ["report", "bench"], ["verify", "bench"])
 
 
@@ -62,13 +62,13 @@ def bytes_below(folder: Path) -> int:
 def merges(folder: Path, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of a merge and of its gate by number of adapters, in turn."""
     from benchmarks.merge_memory import write_adapter
-    from ssd_loop.gate import TOKENS
+    from ssd_loop.gate import FIRST_TEXTS, TOKENS
 
     base = material.bench().base.path
     shapes = linear_layers(base)
     terms = [write_adapter(folder / f"adapter_{n}", shapes, n) for n in range(max(ADAPTERS))]
     rng = random.Random(0)
-    texts = [[rng.randrange(VOCABULARY) for _ in range(TOKENS)] for _ in range(TEXTS)]
+    texts = [[rng.randrange(VOCABULARY) for _ in range(TOKENS)] for _ in range(FIRST_TEXTS)]
     found: dict[str, dict[str, list[float]]] = {str(n): {"merge": [], "gate": []} for n in ADAPTERS}
     for number in range(repeats + 1):  # the first also reads the base's log-probs, once in a run
         for count in ADAPTERS:
