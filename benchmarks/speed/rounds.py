@@ -3,7 +3,8 @@
     python -m benchmarks.speed.rounds --out FOLDER [--repeats 3]
 
 The round is 64 prompts of at most 128 new tokens: sample, filter, train, merge, the engine warm from round 0.
-It is run `repeats` times, in turn with one pass of the peer. The whole run has five rounds and is run once.
+It is run `repeats` times, in turn with one pass of the peer. The whole run has five rounds and is run once;
+it stays in FOLDER/run-*.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ def measure(out: Path, repeats: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             ours.append(run(Path(scratch), ROUND))
         theirs.append(peer(out, prompts, model))
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        whole = run(Path(scratch), ["--rounds", "5"])
-        short = clocked(Path(scratch), COMMANDS, repeats)
+    kept = Path(tempfile.mkdtemp(dir=out, prefix="run-"))
+    whole = run(kept, ["--rounds", "5"])
+    short = clocked(kept, COMMANDS, repeats)
     rounds = [sum(each["stages_s"][f"1/{stage}"] for stage in STAGES) for each in ours]
     return {
         "round_s": rounds,
