@@ -1,9 +1,9 @@
 """python benchmarks/row_memory.py [--rows 1000000] [--stages sample filter train]: memory of a round's rows.
 
 Answers are made up, prompts of 120 tokens and 40 to 400 tokens each with a Python function in it, because no
-model draws a million here; everything that a stage does with rows is the stage's own code. `train` is what
-comes before the first step: both passes over the rows, the mapped file, and reading order. Each stage is a
-process of its own. Prints rows, seconds and peak memory that no file stands behind.
+model draws a million here, and template and tokenizer are left out; the rest is the stages' own code. `train`
+is what comes before the first step: both passes over the rows, the mapped file, and reading order. Each stage
+is a process of its own. Prints rows, seconds and peak memory that no file stands behind.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ssd_loop import filtering, mixing, sampling
-from ssd_loop.config import FilterConfig
+from ssd_loop.config import FilterConfig, SampleConfig
 from ssd_loop.engines import Completion, Request
+from ssd_loop.problems import Problem
 from ssd_loop.records import Sample, Stored, write_rows
 from ssd_loop.training_rows import on_disk, reading_order
 
 PROMPT_TOKENS, SHORTEST, LONGEST = 120, 40, 400
-SHARD_SIZE = 256
 SAMPLES_PER_PROMPT = 8
 
 
@@ -71,31 +71,38 @@ def measure(
 
 
 def sample(root: Path, rows: int, _filters: list[str]) -> None:
-    """Write the samples of a round as they are drawn."""
+    """Draw a round's samples and write them."""
     out = root / "sample"
     out.mkdir()
-    rng = random.Random(1)
-    prompt = tuple(rng.choices(range(49152), k=PROMPT_TOKENS))
-    draws = [
-        sampling.Draw(
-            "train",
-            f"problem-{n // SAMPLES_PER_PROMPT:07d}",
-            n % SAMPLES_PER_PROMPT,
-            Request(prompt, rng.getrandbits(62), 1.0, 20, 0.8, LONGEST, (2,)),
-        )
-        for n in range(rows)
+    prompts = [
+        Problem(panel="train", id=f"problem-{n:07d}", tier="easy", kind="function", prompt="", tests="")
+        for n in range(-(-rows // SAMPLES_PER_PROMPT))
     ]
-    drawing = sampling.Drawing(Words(), (2,), 0, SHARD_SIZE)
-    shards = sampling.drawn(drawing, draws, engine=MadeUp(), policy_round=1, out=out)
-    write_rows(out / sampling.SAMPLES, Sample, (row for shard in shards for row in shard))
+    sampling.run(
+        SampleConfig(samples_per_prompt=SAMPLES_PER_PROMPT, max_new_tokens=LONGEST),
+        prompts,
+        sampling.Drawing(Words(), (2,), 0, SampleConfig().shard_size),
+        engine=MadeUp(),
+        round_index=1,
+        policy_round=1,
+        out=out,
+    )
 
 
 class Words:
     """In the place of a chat template and a tokenizer."""
 
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """A prompt of its own for every problem."""
+        return tuple(random.Random(problem.id).choices(range(49152), k=PROMPT_TOKENS))
+
     def text(self, token_ids: Sequence[int], _stop: Sequence[int]) -> str:
         """A text of the length that the answer would have."""
         return "word " * len(token_ids)
+
+    def template_sha256(self) -> str:
+        """There is none."""
+        return ""
 
 
 class MadeUp:

@@ -352,7 +352,9 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping norm (ours).")
     epochs: int = Field(1, ge=1, le=100, description="Passes over the kept samples (P: about 8).")
     batch_size: int = Field(8, ge=1, description="Samples per optimiser step (P: 32).")
-    micro_batch_size: int = speed_only(4, "Samples per forward pass; must divide batch_size.", ge=1)
+    micro_batch_size: int | None = speed_only(
+        None, "Samples per forward pass; must divide batch_size. None: the most up to 4 that do.", ge=1
+    )
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter (ours; P: no LoRA).")
     lora_alpha: int = Field(32, ge=1, description="Adapter scale is lora_alpha / lora_rank (ours).")
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
@@ -382,9 +384,16 @@ class TrainConfig(Section):
         "ends the run at its best round (ours; the test adds four standard errors).",
     )
 
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one forward pass."""
+        if self.micro_batch_size is not None:
+            return min(self.micro_batch_size, self.batch_size)
+        return max(size for size in (1, 2, 3, 4) if self.batch_size % size == 0)
+
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainConfig:
-        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+        if self.batch_size % self.micro_batch:
             raise ValueError("micro_batch_size must divide batch_size")
         return self
 

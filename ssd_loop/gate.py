@@ -21,7 +21,7 @@ from ssd_loop.memory import give_back
 
 LOW, HIGH = 0.9, 1.1  # docs/decisions/0009: nearest rounding falls out, stochastic stays in
 TOKENS = 128  # of each probe at most: a standard error of about 0.03 after 10 steps at 5e-6 (decision 0009)
-FIRST_TEXTS = 8  # looked at first; enough for all but tiny updates (decision 0009)
+FIRST_TEXTS = 8  # looked at first, of all kinds; enough for all but tiny updates (decision 0009)
 SURE = 4.0  # standard errors to both bounds that make the rest needless
 LOGITS_AT_ONCE = 2**27  # float32 elements, 512 MiB
 SMALLEST_EFFECT = 1e-7  # nats per token; below it float32 itself decides and no slope can be told
@@ -70,9 +70,9 @@ def check(
         StageFailedError: The slope is outside of 0.9 to 1.1 by more than two standard errors.
     """
     texts = cut(probes)
-    seen = texts[:FIRST_TEXTS]
+    seen = first_look(texts)
     found = measure(base_dir, merged_dir, terms, seen, device)
-    if not clear(found) and len(texts) > FIRST_TEXTS:
+    if not clear(found) and len(seen) < len(texts):
         seen = texts
         found = measure(base_dir, merged_dir, terms, seen, device)
     if failed(found):
@@ -94,6 +94,11 @@ def cut(probes: Sequence[Sequence[int]]) -> list[list[int]]:
     """The first tokens of every probe, as many as the shortest has, `TOKENS` at most."""
     length = min(TOKENS, *(len(probe) for probe in probes))
     return [list(probe[:length]) for probe in probes]
+
+
+def first_look(texts: list[list[int]]) -> list[list[int]]:
+    """`FIRST_TEXTS` of the texts, evenly spaced, because texts of one kind stand together; or all."""
+    return texts[:: max(1, len(texts) // FIRST_TEXTS)][:FIRST_TEXTS]
 
 
 def clear(found: Slope) -> bool:

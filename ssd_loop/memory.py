@@ -1,4 +1,4 @@
-"""Memory that is free in this process, handed back: another process of the run is about to need it."""
+"""What this process holds and does not need: handed back, or left out of searches for garbage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 
 
 def give_back() -> None:
-    """Free what nothing refers to any more, on the device and in main memory."""
+    """Free what nothing refers to any more, on the device and in main memory, which the engine needs next."""
     import torch
 
     gc.collect()

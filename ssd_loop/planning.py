@@ -242,7 +242,7 @@ def calibrate(
     effective_rank(terms)
     merged = meter.read()
     bench.release()
-    probes = gate.cut([text["token_ids"] for text in texts])[: gate.FIRST_TEXTS]
+    probes = gate.first_look(gate.cut([text["token_ids"] for text in texts]))
     gate.measure(base, out["merge"], terms, probes, bench.device)
     gated = meter.read()
     engine = bench.engine(out["merge"])
@@ -427,7 +427,7 @@ def memory_bytes(subject: Subject) -> dict[str, int]:
         subject.sizes,
         engine=subject.bench.engine_name,
         on_gpu=subject.bench.device != "cpu",
-        trained=lengths[0] * min(config.train.micro_batch_size, config.train.batch_size),
+        trained=lengths[0] * config.train.micro_batch,
         answered=max(lengths),
         max_model_len=config.engine.max_model_len,
     )

@@ -203,7 +203,7 @@ def _fit(
             trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     except torch.OutOfMemoryError as error:
         raise StageFailedError(
-            f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch_size}; lower it"
+            f"training ran out of GPU memory with train.micro_batch_size {config.micro_batch}; lower it"
         ) from error
     finally:
         with suppress(OSError):  # it holds the states that a later attempt goes on from
@@ -219,7 +219,7 @@ def _arguments(config: TrainConfig, rows: int, dtype: Any, seed: int, device: st
     import torch
     from trl import SFTConfig
 
-    micro_batch = min(config.micro_batch_size, config.batch_size)
+    micro_batch = config.micro_batch
     on_gpu = device != "cpu"
     arguments = SFTConfig(
         output_dir=str(out / SHARDS),

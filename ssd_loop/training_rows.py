@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_loop import durable
 from ssd_loop.errors import StageFailedError
 
 if TYPE_CHECKING:
@@ -68,11 +68,7 @@ def on_disk(rows: TrainingRows, out: Path) -> Iterator[tuple[Dataset, NDArray[np
     file = out / ROWS
     waiting = iter(rows)
     try:
-        with (
-            durable.disk_errors(out),
-            pa.OSFile(str(file), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as to,
-        ):
+        with _named(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as to:
             for at in range(0, len(lengths), ROWS_AT_ONCE):
                 some = list(islice(waiting, ROWS_AT_ONCE))
                 lengths[at : at + len(some)] = [(len(r.prompt_token_ids), len(r.token_ids)) for r in some]
@@ -80,6 +76,17 @@ def on_disk(rows: TrainingRows, out: Path) -> Iterator[tuple[Dataset, NDArray[np
         yield Dataset.from_file(str(file)), lengths
     finally:
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Have Arrow's errors of a full or failing disk name the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
 
 
 def reading_order(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: int) -> list[int]:

@@ -77,7 +77,7 @@ class Workbench:
             yield MeteredSteps(shown, self.meter, steps, prompts, tokens)
 
     def release(self) -> None:
-        """Give the engine's device memory back until it is asked again."""
+        """Give the engine's memory back until it is asked again."""
         if self._engine is not None:
             self._engine.release()
 
@@ -165,7 +165,7 @@ class MeteredEngine:
         return self._scored(tuple(texts), self._engine.score(texts, top_k))
 
     def release(self) -> None:
-        """Give device memory back for as long as nothing is asked of the engine."""
+        """Give memory back for as long as nothing is asked of the engine."""
         self._engine.release()
 
     def close(self) -> None:

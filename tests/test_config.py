@@ -174,7 +174,7 @@ def test_differences_name_changed_results_and_ignore_speed() -> None:
         {
             "rounds": 99,
             "sample": {"temperature": 1.6},
-            "train": {"micro_batch_size": 4},
+            "train": {"micro_batch_size": 2},
             "track": {"mode": "offline"},
         },
     )

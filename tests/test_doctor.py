@@ -528,14 +528,14 @@ def test_what_a_model_takes_is_read_from_it(tiny_llama: Path) -> None:
     assert (sizes.largest, sizes.layers, sizes.hidden) == (rows * 48, 2, 48)
 
 
-def test_on_a_cpu_the_engine_stays_beside_training() -> None:
+def test_on_a_cpu_the_engine_keeps_its_weights_beside_training() -> None:
     given: dict[str, Any] = {"trained": 7, "answered": 11, "max_model_len": 13}
     process, gate = rooms.PROCESS_BYTES, 40 + 8 * 2**27
     vllm = rooms.device_bytes(SIZES, engine="vllm", on_gpu=False, **given)
     activations = int(7 * 2 * 2.4 * 50)
     assert vllm["sampling"] == process + 1000 + 2**30
-    assert vllm["training"] == vllm["sampling"] + process + 1000 + 1600 + activations
-    assert vllm["merge gate"] == vllm["sampling"] + process + 1000 + gate
+    assert vllm["training"] == 2 * (process + 1000) + 1600 + activations
+    assert vllm["merge gate"] == 2 * (process + 1000) + gate
     own = rooms.device_bytes(SIZES, engine="transformers", on_gpu=False, **given)
     assert own["sampling"] == process + 1000 + 32 * 11 * 3
     assert own["training"] == 1000 + process + 1000 + 1600 + activations
@@ -595,7 +595,7 @@ def test_available_memory_is_the_kernels_estimate(tmp_path: Path) -> None:
 
 def test_a_default_run_fits_a_machine_of_8_gib() -> None:
     needs = rooms.device_bytes(
-        SMOLLM, engine="vllm", on_gpu=False, trained=2 * 436, answered=500, max_model_len=2048
+        SMOLLM, engine="vllm", on_gpu=False, trained=4 * 436, answered=500, max_model_len=2048
     )
     room = 7 * subjects.GIB
     finding = rooms.judge_memory([Need(step, needs[step], "memory", room, "") for step in needs])
@@ -632,6 +632,10 @@ def test_kept_samples_second_looks_sweeps_and_finals_lie_on_disk_too(tiny_llama:
     assert rooms.baseline_tokens(config, one) == swept + answers * (8 * (prompt + new) + new)
     everything = rooms.sample_tokens(config, one) + rooms.repeated_tokens(config, one)
     assert rooms.disk_bytes(one)["rounds"] == 8 * (everything + rooms.baseline_tokens(config, one))
+    rows = 8 * 4 * long["train"]  # ids and labels of the four samples of a round
+    assert rooms.disk_bytes(one)["checkpoints"] == rooms.weight_bytes(one) + rows
+    gathered = subject(tiny_llama, baselines=grid, train={"data_policy": "accumulate"})
+    assert rooms.disk_bytes(gathered)["checkpoints"] == rooms.weight_bytes(gathered) + 5 * rows
     without = subject(tiny_llama, baselines={"temperatures": []})
     assert rooms.baseline_tokens(without.config, without) == 0
 

@@ -75,6 +75,13 @@ def test_a_slope_is_clear_four_errors_within_its_bounds(value, se, wanted) -> No
     assert gate.clear(Slope(value, se, 0.1)) is wanted
 
 
+def test_the_first_look_takes_texts_of_all_kinds() -> None:
+    texts = [[number] for number in range(24)]
+    assert gate.first_look(texts) == texts[::3]
+    assert gate.first_look(texts[:9]) == texts[:8]
+    assert gate.first_look(texts[:5]) == texts[:5]
+
+
 def test_more_texts_are_looked_at_only_where_the_first_leave_a_doubt(tmp_path, monkeypatch) -> None:
     told = {gate.FIRST_TEXTS: Slope(1.0, 0.01, 0.1), 24: Slope(0.99, 0.02, 0.1)}
     monkeypatch.setattr(gate, "measure", lambda base, merged, terms, texts, device: told[len(texts)])

@@ -145,13 +145,19 @@ def test_the_command_prints_json_and_needs_no_name_for_the_only_run(
     assert "run mine" in capsys.readouterr().out
 
 
-def test_status_waits_for_no_library_that_computes(root: Path) -> None:
-    code = (
-        "import sys; from ssd_loop.cli import main; main(['status']); "
-        "print([m for m in ('numpy', 'scipy', 'pyarrow', 'pydantic_settings') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(("argument", "shown"), [("status", "run mine"), ("--help", "positional arguments")])
+def test_what_only_shows_waits_for_no_library_that_computes(root: Path, argument: str, shown: str) -> None:
+    code = f"""
+import sys
+from ssd_loop.cli import main
+try:
+    main([{argument!r}])
+except SystemExit:
+    pass
+print([m for m in ("numpy", "scipy", "pyarrow", "pydantic_settings") if m in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert "run mine" in done.stdout
+    assert shown in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -76,6 +77,13 @@ def test_rows_are_mapped_from_a_file_that_goes_away(tmp_path: Path) -> None:
         chosen = dataset.select([3, 3, ROWS_AT_ONCE])
         assert [len(row["input_ids"]) for row in chosen] == lengths.sum(axis=1)[[3, 3, ROWS_AT_ONCE]].tolist()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_file_of_rows(tmp_path: Path) -> None:
+    (tmp_path / ROWS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=ROWS) as caught, on_disk(make_rows(), tmp_path):
+        pass
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_rows_that_cannot_be_trained_on_leave_no_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ssd_loop.engines import EngineName, engine_name
 from ssd_loop.engines.vllm_worker import CPU_KV_CACHE_BYTES
 from ssd_loop.errors import SsdLoopError
 from ssd_loop.place import CHECKPOINTS, ROUNDS, Place
+from ssd_loop.training_rows import ROWS
 
 ADAPTER_STATE_BYTES = 16  # per parameter, all float32: weight, gradient and Adam's two moments
 ADAPTER_FILE_BYTES = 4
@@ -23,6 +24,7 @@ PROCESS_BYTES = 8 * GIB // 10
 # (measured on SmolLM2-135M, CPU, 1,024 and 4,096 tokens: 2.4 in bfloat16, 1.9 in float32).
 ACTIVATION_FACTOR = 2.4
 SAMPLE_TOKEN_BYTES = 8  # a token of samples.parquet: its id, and its text
+ROW_TOKEN_BYTES = 8  # a token of a training's rows: its id and its label
 # Adapters' sizes of two saved states of a training, each with Adam's two moments: the last and the next one.
 STATE_ADAPTERS = 6
 MEMORY_WARNS, DISK_WARNS = 0.8, 0.85  # shares of what is free
@@ -54,7 +56,7 @@ def check_memory(subject: Subject) -> Finding:
         subject.sizes,
         engine=engine_name(config.engine),
         on_gpu=on_gpu,
-        trained=lengths[0] * min(config.train.micro_batch_size, config.train.batch_size),
+        trained=lengths[0] * config.train.micro_batch,
         answered=max(lengths),
         max_model_len=config.engine.max_model_len,
     )
@@ -83,7 +85,7 @@ def device_bytes(
 ) -> dict[str, int]:
     """Bytes at the peak of each step, on the device that it runs on. Rough: see `activation_bytes`.
 
-    On a CPU the engine stays where it is while training and the merge gate run; on a GPU it gives way.
+    On a CPU the engine keeps its weights while training and the merge gate run; on a GPU it gives way.
 
     Args:
         model: What the model takes.
@@ -103,7 +105,7 @@ def device_bytes(
     else:
         cache = max(CPU_KV_CACHE_BYTES, 2 * max_model_len * model.kv_token)  # as its worker asks for
     sampling = process + model.weights + cache
-    staying = 0 if on_gpu else sampling if engine == "vllm" else model.weights
+    staying = 0 if on_gpu else process + model.weights if engine == "vllm" else model.weights
     training_state = ADAPTER_STATE_BYTES * model.adapter + activation_bytes(
         model, trained, checkpoints=on_gpu
     )
@@ -178,7 +180,7 @@ def require_disk(subject: Subject, place: Place) -> None:
         SsdLoopError: what is still to be written below ``checkpoints/`` is more than is free there.
     """
     files = (file for file in place.weights.rglob("*") if file.is_file() and not file.is_symlink())
-    there = sum(file.stat().st_size for file in files)
+    there = sum(file.stat().st_size for file in files if file.name != ROWS)
     needed = max(0, weight_bytes(subject) - there)
     free = shutil.disk_usage(_existing(place.weights.absolute())).free
     if needed > free:
@@ -192,7 +194,10 @@ def disk_bytes(subject: Subject) -> dict[str, int]:
     """Bytes at most below ``checkpoints/`` and ``rounds/``."""
     parts = (sample_tokens, repeated_tokens, baseline_tokens)
     tokens = sum(part(subject.config, subject) for part in parts)
-    return {CHECKPOINTS: weight_bytes(subject), ROUNDS: tokens * SAMPLE_TOKEN_BYTES}
+    return {
+        CHECKPOINTS: weight_bytes(subject) + row_bytes(subject.config, subject),
+        ROUNDS: tokens * SAMPLE_TOKEN_BYTES,
+    }
 
 
 def weight_bytes(subject: Subject) -> int:
@@ -217,6 +222,12 @@ def repeated_tokens(config: RunConfig, subject: Subject) -> int:
     """Tokens at most of the samples that are kept, which are written once more, and of second looks."""
     drawn, measured = _round_tokens(config, subject)
     return config.rounds * (drawn + config.monitor.second_look * measured)
+
+
+def row_bytes(config: RunConfig, subject: Subject) -> int:
+    """Bytes at most of the rows that a training maps from a file, while it lasts."""
+    drawn, _ = _round_tokens(config, subject)
+    return ROW_TOKEN_BYTES * drawn * (config.rounds if config.train.data_policy == "accumulate" else 1)
 
 
 def _round_tokens(config: RunConfig, subject: Subject) -> tuple[int, int]:

@@ -93,7 +93,7 @@ class Engine(Protocol):
         """Log-probs of given token ids, with the `top_k` likeliest tokens at each position."""
 
     def release(self) -> None:
-        """Give device memory back for as long as nothing is asked of the engine. No effect on a CPU."""
+        """Give memory back for as long as nothing is asked of the engine; answers stay the same."""
 
     def close(self) -> None:
         """Stop the engine and everything it started. Closing twice is allowed."""

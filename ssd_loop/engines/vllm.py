@@ -72,7 +72,7 @@ class VllmEngine:
         return self._started().stream("score", self._loaded, tuple(tuple(text) for text in texts), top_k)
 
     def release(self) -> None:
-        """Give the device's memory back; the weights wait in main memory."""
+        """Give the cache back, and a device's memory; the weights wait in main memory."""
         if self._worker is not None:
             self._worker.call("release")
 
