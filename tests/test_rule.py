@@ -16,12 +16,12 @@ from ssd_loop import durable
 from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import suite
-from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, signature
+from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, moved_besides, signature
 from ssd_loop.monitors.decision import DECISION, Decision, Reading, read_decision, summary
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence, Looked, Panel, Texts, gather
 from ssd_loop.monitors.replay import Limits
-from ssd_loop.monitors.rule import Setup, asks_again, decide, fallen, thresholds
+from ssd_loop.monitors.rule import Setup, asks_again, decide, fallen, sentence, thresholds
 from ssd_loop.monitors.selection import best_round, is_futile
 from ssd_loop.records import Result, Sample, Trait
 from tests.evidence import (
@@ -186,6 +186,21 @@ def test_what_is_planted_is_found_and_named(name: str) -> None:
     if kind != "guard":
         assert reading.t is not None
         assert reading.t > LIMITS[name].t == reading.threshold
+
+
+def test_the_sentence_has_the_numbers_that_the_name_was_told_by() -> None:
+    alarm = Reading("harm", 2.77, 2.65, 0.03, t=7.8, threshold=2.24, alarm=True)
+    near = Reading("collapse", 1.19, 1.46, 0.15, t=1.86, threshold=2.79)
+    quiet = Reading("collapse", 0.4, 0.41, 0.005, t=-9.0, threshold=2.43)
+    readings = {"reference_nll": alarm, "richness": near, "lock_leakage": quiet}
+    moved = moved_besides(readings)
+    assert moved == {"richness": near}
+    assert attribute(readings) == "template"
+    said = sentence("harm", "template", {"reference_nll": alarm}, moved, MonitorConfig())
+    assert said == (
+        f"template: {MEANING['template']} (reference_nll 2.65 -> 2.77, t 7.8 over 2.24; also moved: "
+        "richness 1.46 -> 1.19, t 1.86 over 2.79)"
+    )
 
 
 ALONE = sorted(set(PLANTED) - {"heldout_pass_at_1", "heldout_coverage", "hard_tier_pass_at_1", "twin_gap"})

@@ -40,8 +40,12 @@ def attribute(monitors: Mapping[str, Reading]) -> str:
     alarms = {name for name, reading in monitors.items() if reading.alarm}
     if not alarms:
         return NOTHING
-    moved = alarms | {n for n, r in monitors.items() if r.t is not None and r.t > TRIGGER}
-    return signature(alarms, moved)
+    return signature(alarms, alarms | set(moved_besides(monitors)))
+
+
+def moved_besides(monitors: Mapping[str, Reading]) -> dict[str, Reading]:
+    """The readings that raise no alarm and would be looked at again."""
+    return {n: r for n, r in monitors.items() if not r.alarm and r.t is not None and r.t > TRIGGER}
 
 
 def signature(alarms: set[str], moved: set[str]) -> str:

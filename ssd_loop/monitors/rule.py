@@ -20,7 +20,7 @@ import numpy as np
 
 from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
 from ssd_loop.monitors import guards, reported, seeds, selection, suite
-from ssd_loop.monitors.attribution import MEANING, attribute
+from ssd_loop.monitors.attribution import MEANING, attribute, moved_besides
 from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family
 from ssd_loop.monitors.decision import Decision, Kind, Reading
 from ssd_loop.monitors.evidence import Evidence, Panel
@@ -184,7 +184,7 @@ def decide(
         round=evidence.round,
         verdict=_verdict(kind, setup.config, earlier),
         kind=kind,
-        reason=_reason(kind, attribution, alarms, setup.config),
+        reason=sentence(kind, attribution, alarms, moved_besides(readings), setup.config),
         attribution=attribution,
         best_round=selection.best_round(history),
         look=2 if any(panel.second for panel in evidence.panels.values()) else 1,
@@ -323,7 +323,14 @@ def _verdict(
     return "remedy" if kind == "collapse" and config.remedy != "none" and not remedied else "stop"
 
 
-def _reason(kind: Kind, attribution: str, alarms: Mapping[str, Reading], config: MonitorConfig) -> str:
+def sentence(
+    kind: Kind,
+    attribution: str,
+    alarms: Mapping[str, Reading],
+    moved: Mapping[str, Reading],
+    config: MonitorConfig,
+) -> str:
+    """Why, with the numbers: of what raised the alarm, then of what the name was told by besides."""
     if kind == "futility":
         return (
             f"two rounds in a row surely gained less than {config.futility_gain:g} of held-out pass@1 over "
@@ -332,7 +339,8 @@ def _reason(kind: Kind, attribution: str, alarms: Mapping[str, Reading], config:
     if not alarms:
         return "no monitor is past its threshold"
     parts = "; ".join(_said(name, reading) for name, reading in alarms.items())
-    return f"{attribution}: {MEANING[attribution]} ({parts})"
+    besides = "; ".join(_said(name, reading) for name, reading in moved.items())
+    return f"{attribution}: {MEANING[attribution]} ({parts}{'; also moved: ' if besides else ''}{besides})"
 
 
 def _said(name: str, reading: Reading) -> str:
