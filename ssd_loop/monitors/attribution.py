@@ -12,6 +12,7 @@ from ssd_loop.monitors.decision import Reading
 from ssd_loop.monitors.replay import TRIGGER
 
 NOTHING = "none"
+ELSEWHERE = frozenset({"reference_nll", "ood_pass_at_1"})  # what the trained task's own answers do not show
 # What each failure means, for the decision's one sentence.
 MEANING = {
     "leak": "panel text got into what is trained on, so the measured gain is not real",
@@ -71,12 +72,14 @@ def signature(alarms: set[str], moved: set[str]) -> str:
         return "sharpening"
     if "richness" in moved:
         return "template"
-    if "recycling" in moved:  # alone: whoever writes one pattern repeats it over rounds as well
+    # Alone: whoever writes one pattern repeats it over rounds as well, and so does whoever gets better, which
+    # is no reason for human text or other tasks to get worse.
+    if "recycling" in moved and not alarms <= ELSEWHERE:
         return "recycling"
     if alarms & {"truncated_share", "unparsable_share", "loops_share", "length"}:
         return "runaway"
     if moved & {"hard_tier_pass_at_1", "heldout_coverage"} and "heldout_pass_at_1" not in moved:
         return "narrowing"
-    if moved & {"reference_nll", "ood_pass_at_1"}:
+    if moved & ELSEWHERE:
         return "forgetting"
     return "regression"

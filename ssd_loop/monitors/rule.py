@@ -29,7 +29,7 @@ from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower
 from ssd_loop.monitors.selection import History
 from ssd_loop.records import derive_seed
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 # Share of the false-alarm rate that each family may spend: .03 and .02 of .05 (collapse literature, 5.2).
 BUDGET: dict[Family, float] = {"harm": 0.6, "collapse": 0.4}
 
