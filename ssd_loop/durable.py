@@ -23,10 +23,10 @@ _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise what tensor libraries say of a full or failing disk as the OSError that it is.
+    """Raise what libraries say of a full or failing disk as the OSError that it is, with what was written.
 
     safetensors tells the system's error in words ("os error 28"). PyTorch's writer, `inline_container`,
-    notices only that its file is shorter than what it wrote.
+    notices only that its file is shorter than what it wrote. Arrow names no file.
 
     Args:
         path: What is written, for the message.
@@ -41,6 +41,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         number = int(named[1]) if named else errno.ENOSPC
         raise OSError(number, os.strerror(number), str(path)) from error
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def sha256_json(data: Any) -> str:

@@ -11,23 +11,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal
 
 from ssd_loop.problems import Problem
 from ssd_loop.programs import extract_code
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample
-from ssd_loop.training_rows import TrainingRow
+from ssd_loop.training_rows import Counted, TrainingRow
 
 Policy = Literal["replace", "accumulate", "accumulate-subsample"]
-
-
-class Samples(Protocol):
-    """Samples that can be counted, and gone over more than once without being held in memory."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Chosen:
     """
 
     policy: Policy
-    rounds: Sequence[Samples]
+    rounds: Sequence[Counted[Sample]]
     seed: int
 
     def __len__(self) -> int:
@@ -65,7 +57,7 @@ class Chosen:
 class Mixture:
     """The rows of a training: sampled ones, then human-written ones."""
 
-    samples: Samples
+    samples: Counted[Sample]
     human: Sequence[TrainingRow]
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ from ssd_loop.memory import give_back
 from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
 from ssd_loop.store import SHARDS
-from ssd_loop.training_rows import IGNORED, TrainingRows, on_disk, reading_order
+from ssd_loop.training_rows import IGNORED, Counted, TrainingRow, on_disk, reading_order
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +56,7 @@ def train(
     config: TrainConfig,
     *,
     model_dir: Path,
-    rows: TrainingRows,
+    rows: Counted[TrainingRow],
     seed: int,
     device: str,
     out: Path,
@@ -93,17 +93,15 @@ def train(
             "sample.samples_per_prompt"
         )
     with _undisturbed_process(), on_disk(rows, out) as (dataset, lengths):
-        order = reading_order(
-            lengths.sum(axis=1).tolist(), batch_size=config.batch_size, epochs=config.epochs, seed=seed
-        )
+        tokens = lengths.sum(axis=1).tolist()
+        order = reading_order(tokens, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
         ordered = dataset.select(order)
         watched = (
             cliff.Probe(probe, config.probe_margin, ends=ends_on_cliff)
             if probe and config.probe_every
             else None
         )
-        longest = int(lengths.sum(axis=1).max())
-        steps = _fit(config, model_dir, ordered, longest, seed, device, out, on_step, watched, save_every)
+        steps = _fit(config, model_dir, ordered, max(tokens), seed, device, out, on_step, watched, save_every)
     metrics = _metrics(steps, lengths[order], config.batch_size)
     if watched:
         write_json(out / PROBE, watched.rows())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_loop import durable
 from ssd_loop.errors import StageFailedError
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ ROWS_AT_ONCE = 1024  # while they are written
 POOL_BATCHES = 50  # sorted by length together, as transformers' LengthGroupedSampler does
 
 
+Item = TypeVar("Item", covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
     """One sample: the rendered prompt and the completion, stop token included if it has one."""
@@ -33,12 +36,12 @@ class TrainingRow:
     token_ids: Sequence[int]
 
 
-class TrainingRows(Protocol):
-    """Rows that can be counted and gone over more than once, wherever they are."""
+class Counted(Protocol[Item]):
+    """What can be counted and gone over more than once, wherever it lies."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[TrainingRow]: ...
+    def __iter__(self) -> Iterator[Item]: ...
 
 
 def example(row: TrainingRow) -> dict[str, list[int]]:
@@ -53,7 +56,7 @@ def example(row: TrainingRow) -> dict[str, list[int]]:
 
 
 @contextmanager
-def on_disk(rows: TrainingRows, out: Path) -> Iterator[tuple[Dataset, NDArray[np.int32]]]:
+def on_disk(rows: Counted[TrainingRow], out: Path) -> Iterator[tuple[Dataset, NDArray[np.int32]]]:
     """The rows as a data set that is mapped from a file, so that memory does not grow with them.
 
     Yields:
@@ -68,7 +71,11 @@ def on_disk(rows: TrainingRows, out: Path) -> Iterator[tuple[Dataset, NDArray[np
     file = out / ROWS
     waiting = iter(rows)
     try:
-        with _named(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as to:
+        with (
+            durable.disk_errors(file),
+            pa.OSFile(str(file), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as to,
+        ):
             for at in range(0, len(lengths), ROWS_AT_ONCE):
                 some = list(islice(waiting, ROWS_AT_ONCE))
                 lengths[at : at + len(some)] = [(len(r.prompt_token_ids), len(r.token_ids)) for r in some]
@@ -76,17 +83,6 @@ def on_disk(rows: TrainingRows, out: Path) -> Iterator[tuple[Dataset, NDArray[np
         yield Dataset.from_file(str(file)), lengths
     finally:
         file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Have Arrow's errors of a full or failing disk name the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
 
 
 def reading_order(lengths: Sequence[int], *, batch_size: int, epochs: int, seed: int) -> list[int]:

@@ -26,7 +26,7 @@ from ssd_loop.engines import (
 )
 from ssd_loop.prompts import Renderer
 from ssd_loop.sampling import Drawing
-from ssd_loop.training_rows import TrainingRows
+from ssd_loop.training_rows import Counted, TrainingRow
 
 if TYPE_CHECKING:
     from ssd_loop.doctor.subject import Subject
@@ -61,7 +61,7 @@ class Workbench:
         return self._engine
 
     @contextmanager
-    def training(self, rows: TrainingRows, epochs: int, steps: int) -> Iterator[progress.Task]:
+    def training(self, rows: Counted[TrainingRow], epochs: int, steps: int) -> Iterator[progress.Task]:
         """A task to advance after each step of a training, which is shown and counted.
 
         Args:
