@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -155,6 +156,14 @@ def _flags(source: Any, options: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 
+def price(text: str) -> float:
+    """Money for an hour: 0 or more. Its name is what argparse calls a value that is none."""
+    found = float(text)
+    if not 0.0 <= found < math.inf:
+        raise ValueError
+    return found
+
+
 def _given(options: argparse.Namespace) -> argparse.Namespace:
     """Only flags with a value: a flag that was left out must not override the config file."""
     return argparse.Namespace(**{k: v for k, v in vars(options).items() if v is not None})
@@ -222,6 +231,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     report = command("report", "one HTML file that shows what a run did and what it bought", _report)
     report.add_argument("run", metavar="RUN", help="name of the run")
     report.add_argument("--compare", metavar="RUN2", help="put another run of the same base beside it")
+    report.add_argument(
+        "--price-per-device-hour",
+        type=price,
+        metavar="MONEY",
+        help="in any currency, in place of the run's track.price_per_device_hour",
+    )
 
     decide = command(
         "decide",
@@ -372,14 +387,14 @@ def _plan(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 def _report(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from ssd_loop.report import account, compare, page
 
-    here = Path()
+    here, priced = Path(), {"price_per_device_hour": options.price_per_device_hour}
     if options.compare is None:
-        found = account.gather(here, options.run)
+        found = account.gather(here, options.run, **priced)
         for line in page.summary(found):
             print(line)
         written = page.write(found)
     else:
-        written = compare.write_comparison(here, options.run, options.compare)
+        written = compare.write_comparison(here, options.run, options.compare, **priced)
     print(written)
     return 0
 

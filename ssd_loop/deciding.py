@@ -94,12 +94,10 @@ def _again(place: Place, config: RunConfig, n: int, first: int, earlier: Sequenc
 def show(found: Sequence[Replayed], console: Console) -> None:
     """Print the decisions side by side, and where the first one differs."""
     table = Table(title="The rule over this run again", title_justify="left")
-    for heading in ("round", "then", "now", "largest t over its threshold", "reason now"):
+    for heading in ("round", "then", "now", "reason now"):
         table.add_column(heading, justify="right" if heading == "round" else "left", overflow="fold")
     for one in found:
-        table.add_row(
-            str(one.now.round), _verdict(one.recorded), _verdict(one.now), _closest(one.now), one.now.reason
-        )
+        table.add_row(str(one.now.round), _verdict(one.recorded), _verdict(one.now), one.now.reason)
     console.print(table)
     for one in found:
         if one.missing_look:
@@ -112,16 +110,3 @@ def show(found: Sequence[Replayed], console: Console) -> None:
 
 def _verdict(decision: Decision) -> str:
     return decision.verdict if decision.kind == "none" else f"{decision.verdict} ({decision.kind})"
-
-
-def _closest(decision: Decision) -> str:
-    """The monitor nearest to its threshold."""
-    told = {
-        name: (reading.t, reading.threshold)
-        for name, reading in decision.monitors.items()
-        if reading.t is not None and reading.threshold is not None
-    }
-    if not told:
-        return "-"
-    name = max(told, key=lambda n: told[n][0] / told[n][1])
-    return f"{name} {told[name][0]:.2f} of {told[name][1]:.2f}"

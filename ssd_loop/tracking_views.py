@@ -23,6 +23,7 @@ PROMPTS_SHOWN = 32
 CHARACTERS_SHOWN = 2000  # of one text, half from its start and half from its end
 VERDICTS = {"continue": 0, "remedy": 1, "stop": 2}
 
+ARMS = ("t", "threshold", "slow", "slow_threshold")  # of a monitor, each beside its limit
 Scalars = dict[str, float | str]
 Sections = dict[str, dict[str, list[str]]]
 
@@ -30,9 +31,9 @@ Sections = dict[str, dict[str, list[str]]]
 def decided(decision: Decision) -> Scalars:
     """A decision as W&B plots it; what is null is left out.
 
-    `monitor/<name>/value`, `/t`, `/slow` and `/threshold` for each monitor, `monitor/verdict` (0 continue,
-    1 remedy, 2 stop), `monitor/alarms` (how many), `monitor/best_round`, `monitor/look`, and as text
-    `monitor/kind`, `monitor/attribution` and `monitor/reason`.
+    `monitor/<name>/value`, `/t` and its `/threshold`, `/slow` and its `/slow_threshold` for each monitor,
+    `monitor/verdict` (0 continue, 1 remedy, 2 stop), `monitor/alarms` (how many), `monitor/best_round`,
+    `monitor/look`, and as text `monitor/kind`, `monitor/attribution` and `monitor/reason`.
     """
     stored = decision.to_json()
     readings = stored["monitors"]
@@ -42,7 +43,7 @@ def decided(decision: Decision) -> Scalars:
         **{f"monitor/{key}": stored[key] for key in ("best_round", "look", "kind", "attribution", "reason")},
     }
     for name, reading in readings.items():
-        for key in ("value", "t", "slow", "threshold"):
+        for key in ("value", *ARMS):
             if reading[key] is not None:
                 shown[f"monitor/{name}/{key}"] = reading[key]
     return shown
@@ -113,9 +114,9 @@ def sections(names: Iterable[str]) -> Sections:
     names = sorted(names)
     found: Sections = {
         "Monitors and their limits": {
-            name.split("/")[1]: [name, f"{name.removesuffix('/t')}/threshold"]
+            match[1]: [f"{match[0]}/{arm}" for arm in ARMS if f"{match[0]}/{arm}" in names]
             for name in names
-            if re.fullmatch(r"monitor/\w+/t", name)
+            if (match := re.match(r"monitor/(\w+)(?=/t$)", name))
         },
         "What the model can do": {},
         "Variety and surprise": _alone(names, r"evaluate/(\w+_distinct_at_\d+|reference_\w+)"),

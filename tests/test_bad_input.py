@@ -360,6 +360,13 @@ CASES: list[tuple[str, list[str], Prepare, int, list[str]]] = [
     ),
     ("a deep run", ["status", "a"], put("rounds/a/run.json", "[" * 100_000), 1, ["is torn", "restore"]),
     ("report of nothing", ["report", "a"], nothing, 2, ["'a'", "runs here: none"]),
+    (
+        "price below nothing",
+        ["report", "a", "--price-per-device-hour", "-1"],
+        nothing,
+        2,
+        ["--price-per-device-hour", "'-1'"],
+    ),
     ("compare with nothing", ["report", "a", "--compare", "b"], nothing, 2, ["'a'", "runs here: none"]),
     ("decide on nothing", ["decide", "a"], nothing, 2, ["'a'", "runs here: none"]),
     ("verify nothing", ["verify", "../a"], nothing, 2, ["'../a'", "runs here: none"]),

@@ -424,6 +424,17 @@ def test_costs_are_told_and_a_failed_attempt_shows(run_of_three: Path, tmp_path:
     assert sum(int(row[-4]) for row in table.rows[:-1]) == 24
 
 
+def test_a_price_that_was_learned_later_is_taken(two_runs: Path, tmp_path: Path) -> None:
+    root = tree_of(two_runs, tmp_path)
+    unknown = account.gather(root, "cool").ledger
+    assert unknown["total"]["money"] is None
+    priced = account.gather(root, "cool", price_per_device_hour=2.5).ledger
+    assert priced["total"]["money"] == pytest.approx(2.5 * unknown["total"]["device_hours"])
+    page = compare.write_comparison(root, "cool", "hot", price_per_device_hour=2.5).read_text()
+    assert "money a point" in Elements(page).text
+    assert "money" not in Elements(compare.write_comparison(root, "cool", "hot").read_text()).text
+
+
 # Trends.
 
 

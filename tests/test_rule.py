@@ -196,11 +196,23 @@ def test_the_sentence_has_the_numbers_that_the_name_was_told_by() -> None:
     moved = moved_besides(readings)
     assert moved == {"richness": near}
     assert attribute(readings) == "template"
-    said = sentence("harm", "template", {"reference_nll": alarm}, moved, MonitorConfig())
+    said = sentence("harm", "template", readings, moved, MonitorConfig())
     assert said == (
         f"template: {MEANING['template']} (reference_nll 2.65 -> 2.77, t 7.8 over 2.24; also moved: "
         "richness 1.46 -> 1.19, t 1.86 over 2.79)"
     )
+
+
+def test_without_an_alarm_it_says_what_is_nearest_to_one_be_it_by_the_slow_arm() -> None:
+    far = Reading("harm", 2.66, 2.65, 0.03, t=1.0, slow=0.6, threshold=2.24, slow_threshold=1.2)
+    near = Reading("collapse", 0.2, 0.25, 0.1, t=1.9, slow=1.4, threshold=3.14, slow_threshold=1.55)
+    reported = Reading("report", 0.4, 0.1, None, t=9.0, slow=9.0)
+    readings = {"reference_nll": far, "recycling": near, "self_judgement": reported}
+    said = sentence("none", NOTHING, readings, {}, MonitorConfig())
+    assert said == "no monitor is past its threshold (nearest: recycling, slow 1.4 of 1.55)"
+    better = Reading("harm", 2.6, 2.65, 0.03, t=-4.0, slow=0.0, threshold=2.24, slow_threshold=1.2)
+    alone = sentence("none", NOTHING, {"reference_nll": better}, {}, MonitorConfig())
+    assert alone == "no monitor is past its threshold"
 
 
 ALONE = sorted(set(PLANTED) - {"heldout_pass_at_1", "heldout_coverage", "hard_tier_pass_at_1", "twin_gap"})
@@ -215,7 +227,7 @@ def test_healthy_rounds_go_on() -> None:
     for seed in range(12):
         decision = decided(evidence(rng(seed)))
         assert (decision.verdict, decision.kind, decision.attribution) == ("continue", "none", NOTHING)
-        assert decision.reason == "no monitor is past its threshold"
+        assert decision.reason.startswith("no monitor is past its threshold")
         assert not alarms(decision)
         assert (decision.round, decision.look, decision.best_round) == (1, 1, 0)
 
@@ -405,7 +417,10 @@ def test_a_law_that_is_not_a_number_anywhere_still_gives_a_decision() -> None:
 
 # The stored form.
 
-READING_KEYS = {"family", "value", "baseline", "margin", "se", "t", "slow", "threshold", "alarm", "reason"}
+READING_KEYS = {
+    *("family", "value", "baseline", "margin", "se"),
+    *("t", "threshold", "slow", "slow_threshold", "alarm", "reason"),
+}
 KEYS = {"round", "verdict", "kind", "reason", "attribution", "best_round", "look", "monitors"}
 
 

@@ -121,6 +121,15 @@ def test_the_tables_show_the_numbers(root: Path) -> None:
     assert "round 1: continue" in shown
 
 
+def test_a_best_round_that_the_monitors_stop_at_is_called_so(root: Path) -> None:
+    state = status.read(root, "mine")
+    for best, verdict, is_said in (("round_001", "stop", True), ("round_001", "continue", False)):
+        state["best"], state["rounds"][1]["verdict"] = best, verdict
+        text = io.StringIO()
+        status.show(state, Console(file=text, width=200))
+        assert ("best: round_001, the very round that the monitors stop at" in text.getvalue()) is is_said
+
+
 def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
     about = {"base_model": {"title": "Tiny", "dtype": "bfloat16"}, "engine": "vllm", "config": {}}
     durable.write_sealed(tmp_path / "rounds" / "new" / "run.json", about)

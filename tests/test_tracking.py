@@ -107,7 +107,9 @@ def tracker(folder: Path, mode: Mode = "offline", **track: Any) -> Tracker:
 
 def decision(n: int, verdict: Any = "continue") -> Decision:
     """What the monitors say of a round: one measured against a limit, one without a value."""
-    richness = Reading("collapse", 2.0 - n / 10, 2.0, 0.1, se=0.1, t=n - 3.0, slow=0.5, threshold=3.25)
+    richness = Reading(
+        "collapse", 2.0 - n / 10, 2.0, 0.1, se=0.1, t=n - 3.0, slow=0.5, threshold=3.25, slow_threshold=1.5
+    )
     unknown = Reading("report", None, None, None, reason="fewer than 64 KiB of answers")
     readings = {"richness": richness, "compression_ratio": unknown}
     return Decision(n, verdict, "none", "the reason", "none", n, 1, readings)
@@ -176,6 +178,7 @@ def test_a_decision_is_sent_without_its_nulls() -> None:
         "monitor/richness/t": -1.0,
         "monitor/richness/slow": 0.5,
         "monitor/richness/threshold": 3.25,
+        "monitor/richness/slow_threshold": 1.5,
     }
 
 
@@ -245,6 +248,7 @@ METRICS = [
     "monitor/compression_ratio/value",
     "monitor/reason",
     "monitor/richness/slow",
+    "monitor/richness/slow_threshold",
     "monitor/richness/t",
     "monitor/richness/threshold",
     "monitor/richness/value",
@@ -252,11 +256,12 @@ METRICS = [
 ]
 
 
+RICHNESS = [f"monitor/richness/{arm}" for arm in ("t", "threshold", "slow", "slow_threshold")]
+
+
 def test_drift_panels_put_each_monitor_beside_its_limit() -> None:
     found = sections(METRICS)
-    assert found["Monitors and their limits"] == {
-        "richness": ["monitor/richness/t", "monitor/richness/threshold"]
-    }
+    assert found["Monitors and their limits"] == {"richness": RICHNESS}
     assert found["What the model can do"] == {
         "heldout pass@k": ["evaluate/heldout_pass_at_1", "evaluate/heldout_pass_at_4"]
     }
@@ -268,7 +273,7 @@ def test_a_workspace_draws_its_run_against_the_round() -> None:
     made = workspace("team", "ssd_loop", "mine", "abcdef123456", METRICS)
     panels = [panel for section in made.sections for panel in section.panels]
     assert {str(panel.x) for panel in panels} == {"round"}
-    assert [panel.y for panel in panels[:1]] == [["monitor/richness/t", "monitor/richness/threshold"]]
+    assert [panel.y for panel in panels[:1]] == [RICHNESS]
     assert made.name == "mine: drift by round"
     stored = json.dumps(made._to_model().spec.model_dump(mode="json"))  # what its save() sends
     assert "abcdef123456" in stored

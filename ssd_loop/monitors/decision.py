@@ -30,6 +30,7 @@ class Reading:
         t: (worsening - margin) / standard error, from both looks where there were two.
         slow: Exponentially weighted mean of t over rounds, the slow arm's statistic.
         threshold: Limit of t for this monitor in this run.
+        slow_threshold: Limit of `slow`.
         alarm: Whether the monitor says stop.
         reason: Why there is no number, or what a guard found.
     """
@@ -42,8 +43,17 @@ class Reading:
     t: float | None = None
     slow: float | None = None
     threshold: float | None = None
+    slow_threshold: float | None = None
     alarm: bool = False
     reason: str | None = None
+
+    @property
+    def arms(self) -> dict[str, tuple[float, float]]:
+        """What is compared with which limit, as far as both are there: ``t`` and the slow arm's ``slow``."""
+        pairs = {"t": (self.t, self.threshold), "slow": (self.slow, self.slow_threshold)}
+        return {
+            arm: (at, limit) for arm, (at, limit) in pairs.items() if at is not None and limit is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,19 @@ class Decision:
         """The stored form; what is not finite becomes null."""
         stored: dict[str, Any] = finite(asdict(self))
         return stored
+
+
+def nearest(readings: Mapping[str, Reading]) -> str | None:
+    """The statistic that is nearest to its limit, such as "recycling, slow 1.4 of 1.55".
+
+    None where nothing is worse than its margin allows.
+    """
+    arms = [(name, arm, *pair) for name, reading in readings.items() for arm, pair in reading.arms.items()]
+    worse = [found for found in arms if found[2] > 0.0]
+    if not worse:
+        return None
+    name, arm, value, limit = max(worse, key=lambda found: found[2] / found[3])
+    return f"{name}, {arm} {value:.3g} of {limit:.3g}"
 
 
 def read_decision(folder: Path) -> Decision:

@@ -22,14 +22,14 @@ from ssd_loop.config import MonitorConfig, MonitorName, PanelName, RunConfig
 from ssd_loop.monitors import guards, reported, seeds, selection, suite
 from ssd_loop.monitors.attribution import MEANING, attribute, moved_besides
 from ssd_loop.monitors.contrast import MIN_UNITS, Contrast, Family
-from ssd_loop.monitors.decision import Decision, Kind, Reading
+from ssd_loop.monitors.decision import Decision, Kind, Reading, nearest
 from ssd_loop.monitors.evidence import Evidence, Panel
 from ssd_loop.monitors.passes import measure as passes
 from ssd_loop.monitors.replay import TRIGGER, Limits, Pool, limits, slower
 from ssd_loop.monitors.selection import History
 from ssd_loop.records import derive_seed
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 # Share of the false-alarm rate that each family may spend: .03 and .02 of .05 (collapse literature, 5.2).
 BUDGET: dict[Family, float] = {"harm": 0.6, "collapse": 0.4}
 
@@ -184,7 +184,7 @@ def decide(
         round=evidence.round,
         verdict=_verdict(kind, setup.config, earlier),
         kind=kind,
-        reason=sentence(kind, attribution, alarms, moved_besides(readings), setup.config),
+        reason=sentence(kind, attribution, readings, moved_besides(readings), setup.config),
         attribution=attribution,
         best_round=selection.best_round(history),
         look=2 if any(panel.second for panel in evidence.panels.values()) else 1,
@@ -303,6 +303,7 @@ def _reading(
         t=float(t),
         slow=slow,
         threshold=limit.t if limit else None,
+        slow_threshold=limit.slow if limit else None,
         alarm=alarm,
         reason=None if limit is None or t > limit.t or not alarm else f"slow arm above {limit.slow:.2f}",
     )
@@ -326,18 +327,23 @@ def _verdict(
 def sentence(
     kind: Kind,
     attribution: str,
-    alarms: Mapping[str, Reading],
+    readings: Mapping[str, Reading],
     moved: Mapping[str, Reading],
     config: MonitorConfig,
 ) -> str:
-    """Why, with the numbers: of what raised the alarm, then of what the name was told by besides."""
+    """Why, with the numbers: of what raised the alarm, then of what the name was told by besides.
+
+    Without an alarm: what is nearest to one.
+    """
+    alarms = {name: reading for name, reading in readings.items() if reading.alarm}
     if kind == "futility":
         return (
             f"two rounds in a row surely gained less than {config.futility_gain:g} of held-out pass@1 over "
             "the best round before them"
         )
     if not alarms:
-        return "no monitor is past its threshold"
+        closest = nearest(readings)
+        return "no monitor is past its threshold" + (f" (nearest: {closest})" if closest else "")
     parts = "; ".join(_said(name, reading) for name, reading in alarms.items())
     besides = "; ".join(_said(name, reading) for name, reading in moved.items())
     return f"{attribution}: {MEANING[attribution]} ({parts}{'; also moved: ' if besides else ''}{besides})"

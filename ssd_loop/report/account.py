@@ -41,6 +41,7 @@ class Account:
         places: Forks and locks of every later round (`forks_and_locks.at_places`).
         spent: What every round and stage cost.
         passed: Rounds whose stop was passed over on request.
+        price_per_device_hour: In any currency; 0 is unknown.
     """
 
     shelf: Shelf
@@ -55,6 +56,7 @@ class Account:
     places: dict[int, dict[str, Any]]
     spent: Spent
     passed: list[int]
+    price_per_device_hour: float
 
     @property
     def run(self) -> str:
@@ -81,13 +83,17 @@ class Account:
     @property
     def ledger(self) -> dict[str, Any]:
         """What it cost, and for each point that it gained on the untouched panel."""
-        price = self.config.track.price_per_device_hour if self.config else 0.0
         gain = 100 * self.bought.mean if self.bought else None
-        return costs.ledger(self.spent, price_per_device_hour=price, gain_points=gain)
+        return costs.ledger(self.spent, price_per_device_hour=self.price_per_device_hour, gain_points=gain)
 
 
-def gather(root: Path, run: str) -> Account:
+def gather(root: Path, run: str, *, price_per_device_hour: float | None = None) -> Account:
     """Everything that is there of a run; what is damaged or missing is noted on its shelf.
+
+    Args:
+        root: Folder that holds ``rounds/`` and ``checkpoints/``.
+        run: Its name.
+        price_per_device_hour: In place of the one that the run was begun with.
 
     Raises:
         ConfigError: there is no such run.
@@ -109,9 +115,12 @@ def gather(root: Path, run: str) -> Account:
         if shelf.has("final", (0, best), finals.FINAL):
             with shelf.noting(place.stage(best, "final")):
                 final = facts.final_of(place, best)
+    config = _config(shelf)
+    if price_per_device_hour is None:
+        price_per_device_hour = config.track.price_per_device_hour if config else 0.0
     return Account(
         shelf=shelf,
-        config=_config(shelf),
+        config=config,
         reports=reports,
         decisions=decisions,
         best=best,
@@ -122,6 +131,7 @@ def gather(root: Path, run: str) -> Account:
         places=_places(shelf),
         spent=_spent(shelf),
         passed=_passed(shelf),
+        price_per_device_hour=price_per_device_hour,
     )
 
 

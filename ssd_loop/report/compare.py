@@ -25,13 +25,14 @@ from ssd_loop.report.trends import Trend, trends
 MEASURING = ("evaluate.", "engine", "precision")
 
 
-def write_comparison(root: Path, run: str, other: str) -> Path:
+def write_comparison(root: Path, run: str, other: str, *, price_per_device_hour: float | None = None) -> Path:
     """Write a run beside another one; returns where it is.
 
     Args:
         root: Folder that holds ``rounds/`` and ``checkpoints/``.
         run: The run that gets the page.
         other: The run that it is held against.
+        price_per_device_hour: In place of those that the runs were begun with.
 
     Raises:
         ConfigError: one of them is not there, or they have other base models or panels.
@@ -40,7 +41,8 @@ def write_comparison(root: Path, run: str, other: str) -> Path:
     if run == other:
         raise ConfigError(f"{run} cannot be compared with itself; name another run after --compare")
     abouts = [existing(root, name)[1] for name in (run, other)]
-    pair = account.gather(root, run), account.gather(root, other)
+    price = {"price_per_device_hour": price_per_device_hour}
+    pair = account.gather(root, run, **price), account.gather(root, other, **price)
     refuse_unlike(pair, abouts)
     path = pair[0].shelf.place.folder / f"compare-{other}.html"
     page = render("compare.html.j2", **context(pair))
@@ -209,6 +211,11 @@ def cost(pair: Sequence[Account]) -> Grid:
         ],
         "best round": [NONE if found.best is None else str(found.best) for found in pair],
     }
+    if any(ledger["price_per_device_hour"] for ledger in ledgers):
+        rows["money"] = [grids.number(ledger["total"]["money"]) for ledger in ledgers]
+        rows["money a point on the untouched panel"] = [
+            grids.number(ledger["money_per_point"]) for ledger in ledgers
+        ]
     return Grid(
         "In all", ["", *(found.run for found in pair)], [[name, *cells] for name, cells in rows.items()]
     )

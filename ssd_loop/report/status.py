@@ -149,7 +149,7 @@ def show(state: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(
         f"run {state['run']}: {state['model']}, {state['engine']}, {state['dtype']}; "
-        f"{state['seconds']:.0f} s so far; best: {state['best'] or 'not decided yet'}",
+        f"{state['seconds']:.0f} s so far; best: {_best(state)}",
         markup=False,
     )
     for line in state["choices"]:
@@ -170,6 +170,16 @@ def show(state: dict[str, Any], console: Console) -> None:
     for row in state["rounds"]:
         if "verdict" in row:
             console.print(f"round {row['round']}: {row['verdict']} - {row['reason']}", markup=False)
+
+
+def _best(state: dict[str, Any]) -> str:
+    """The best round, and whether it is the one that the run was stopped for."""
+    name: str = state["best"] or "not decided yet"
+    decided = [row for row in state["rounds"] if "verdict" in row]
+    is_stopped = bool(decided) and decided[-1]["verdict"] == "stop"
+    if is_stopped and name == round_name(decided[-1]["round"]):
+        return f"{name}, the very round that the monitors stop at"
+    return name
 
 
 def _quality(state: dict[str, Any]) -> Table:
