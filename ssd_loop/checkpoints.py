@@ -21,6 +21,7 @@ RUN_AT_ROUND = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9._-]*)@(?:round_)?(?P<r
 # that were measured otherwise cannot be compared with the baseline that the fork takes over.
 PROMPTS = "prompts"
 FREE_SECTIONS = (PROMPTS, "sample", "filter", "train", "monitor", "baselines")
+BASELINES = ("sweep", "final")  # what decoding alone does for the base
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def check_kept(place: Place, start: int) -> None:
             )
 
 
-def hand_over(origin: Origin, to: Place, *, accumulates: bool) -> None:
+def hand_over(origin: Origin, to: Place, *, accumulates: bool, decodes_alike: bool) -> None:
     """Give another run its own copy of all that it needs: baseline, adapters, compositions, reports.
 
     Finished copies are kept, so a copy that was cut short goes on.
@@ -213,14 +214,17 @@ def hand_over(origin: Origin, to: Place, *, accumulates: bool) -> None:
         origin: Where the run starts.
         to: The run.
         accumulates: Whether it trains on the samples of earlier rounds too.
+        decodes_alike: Whether it decodes the base in the very ways that its parent does, so that those
+            measurements serve both.
 
     Raises:
         BadArtifactError: what is copied is missing or damaged.
     """
     parent = origin.place
     composition.adapters_of(parent.checkpoint(origin.round), origin.content)  # all of them are there
+    stages = ["train", "evaluate", *(["filter"] if accumulates else [])]
     for n in range(origin.round + 1):
-        for stage in ("train", "evaluate", *(["filter"] if accumulates else [])):
+        for stage in (*stages, *(BASELINES if decodes_alike and n == 0 else ())):
             if done := store.finished(parent.stage(n, stage)):
                 store.copy_finished(done, to.stage(n, stage))
         if (parent.checkpoint(n) / COMPOSITION).is_file():

@@ -35,7 +35,7 @@ from ssd_loop import (
 )
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
-from ssd_loop.config_file import differences
+from ssd_loop.config_file import differences, load
 from ssd_loop.doctor import room
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.figures import headline, read_report, signal_lines
@@ -223,7 +223,13 @@ def _take_over(
     changes = checkpoints.changes(origin, config, data, engine)
     if not origin.is_in(place.root, place.run):
         progress.say(f"copying what {place.run} needs of {origin.name}")
-        checkpoints.hand_over(origin, place, accumulates=config.train.data_policy != "replace")
+        parents = load(None, {}, checkpoints.settings_of(origin))
+        checkpoints.hand_over(
+            origin,
+            place,
+            accumulates=config.train.data_policy != "replace",
+            decodes_alike=(parents.sample, parents.baselines) == (config.sample, config.baselines),
+        )
         for n in range(1, origin.round + 1):
             exporting.write_card(place, n)
     return {"parent": origin.identity(), "start": origin.round, "changes": changes}
@@ -259,7 +265,8 @@ def reported(run: Run) -> Path:
     """Write the run's report; it is read by people alone and can be made again at any time."""
     from ssd_loop.report import account, page
 
-    path = page.write(account.gather(run.place.root, run.place.run))
+    price = run.config.track.price_per_device_hour  # asked for now; run.json has the one of the first time
+    path = page.write(account.gather(run.place.root, run.place.run, price_per_device_hour=price))
     progress.say(f"report: {path}")
     return path
 

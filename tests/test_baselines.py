@@ -130,6 +130,25 @@ def test_killed_while_baselines_are_measured_it_ends_byte_equal(learned: Path, t
     assert tree(broken) == tree(learned)
 
 
+def test_a_fork_that_decodes_alike_does_not_measure_the_base_again(learned: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(learned, here, symlinks=True)
+    fork = ("--resume-from", "tiny@1", "--rounds", "2", "--train.epochs", "7")
+    for name, changed, attempts in (("alike", (), 0), ("seeded", ("--sample.seed", "5"), 1)):
+        done = ssd_loop(*fork, *changed, "--run", name, cwd=here)
+        assert done.returncode == 0, done.stderr
+        shown = json.loads(ssd_loop("status", name, "--json", cwd=here).stdout)
+        base, best = shown["rounds"][0]["stages"], shown["rounds"][int(shown["best"][-3:])]["stages"]
+        assert [base[stage]["attempts"] for stage in ("sweep", "final")] == [attempts] * 2
+        assert [best[stage]["attempts"] for stage in ("sweep", "final")] == [1, 1]
+    hashes = tree(here)
+    for stage in ("sweep", "final"):
+        of = [
+            hashes[f"rounds/{name}/round_000/{stage}/manifest.json"] for name in ("tiny", "alike", "seeded")
+        ]
+        assert of[0] == of[1] != of[2]
+
+
 def test_another_grid_is_refused_before_anything_is_done_and_none_is_allowed(learned: Path) -> None:
     before = tree(learned)
     refused = ssd_loop("--config", "tiny.yaml", "--baselines.samples_per_problem", "2", cwd=learned)

@@ -23,6 +23,8 @@ FILES = {
     "train": WEIGHTS,
     "evaluate": "report.json",
     "filter": "kept.parquet",
+    "sweep": "sweep.json",
+    "final": "final.json",
     "merge": "model.safetensors",
     "sample": "samples.parquet",
 }
@@ -239,7 +241,7 @@ def copied(place: Place) -> set[str]:
 
 def test_a_fork_gets_baseline_reports_adapters_and_compositions(root: Path) -> None:
     to = Place(root, "fork")
-    hand_over(locate("mine@2", root), to, accumulates=False)
+    hand_over(locate("mine@2", root), to, accumulates=False, decodes_alike=False)
     assert copied(to) == {
         "round_000/evaluate/report.json",
         "round_000/composition.json",
@@ -253,8 +255,18 @@ def test_a_fork_gets_baseline_reports_adapters_and_compositions(root: Path) -> N
     }
     for n in (1, 2):
         assert composition.adapters_of(to.checkpoint(n), composition.read(to.checkpoint(n)))
-    hand_over(locate("mine@2", root), to, accumulates=True)  # goes on where it was
+    hand_over(locate("mine@2", root), to, accumulates=True, decodes_alike=False)  # goes on where it was
     assert {"round_001/filter/kept.parquet", "round_002/filter/kept.parquet"} <= copied(to)
+
+
+def test_a_fork_that_decodes_alike_gets_what_was_measured_of_the_base_alone(root: Path) -> None:
+    for n in (0, 2):
+        for name in ("sweep", "final"):
+            stage(Place(root, "mine"), n, name)
+    for to, alike in (("other", False), ("fork", True)):
+        hand_over(locate("mine@2", root), Place(root, to), accumulates=False, decodes_alike=alike)
+    measured = {"round_000/sweep/sweep.json", "round_000/final/final.json"}
+    assert copied(Place(root, "fork")) - copied(Place(root, "other")) == measured
 
 
 def test_accumulating_needs_the_samples_of_all_rounds(root: Path) -> None:
@@ -275,27 +287,27 @@ def test_a_flipped_bit_is_found_before_it_is_copied(root: Path, file: str) -> No
     path = Path(file)
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     with pytest.raises(BadArtifactError, match=file):
-        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False)
+        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False, decodes_alike=False)
 
 
 def test_a_missing_adapter_is_named(root: Path) -> None:
     shutil.rmtree("checkpoints/mine/round_001/adapter")
     with pytest.raises(BadArtifactError, match=r"round_001/adapter is missing"):
-        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False)
+        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False, decodes_alike=False)
 
 
 def test_a_pruned_model_is_not_copied(root: Path) -> None:
     merged = store.finished(Path("checkpoints/mine/round_002/merged"))
     assert merged is not None
     store.prune(merged, ["model.safetensors"])
-    hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False)
+    hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False, decodes_alike=False)
     assert not Path("checkpoints/fork/round_002/merged").exists()
 
 
 def test_another_run_in_that_place_is_not_overwritten(root: Path) -> None:
     stage(Place(root, "fork"), 0, "evaluate")
     with pytest.raises(StaleOutputError, match="choose a new --run"):
-        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False)
+        hand_over(locate("mine@2", root), Place(root, "fork"), accumulates=False, decodes_alike=False)
 
 
 def test_a_run_of_another_origin_is_refused(root: Path) -> None:
