@@ -45,7 +45,7 @@ def run(folder: Path, flags: list[str]) -> dict[str, Any]:
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment())
         while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
+            peak = max(peak, held_bytes(process.pid))
             time.sleep(0.5)
     wall_s = time.perf_counter() - began
     if process.returncode not in (0, 3):
@@ -60,11 +60,11 @@ def run(folder: Path, flags: list[str]) -> dict[str, Any]:
     }
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process and of all below it; 0 where it ends meanwhile."""
+def held_bytes(pid: int) -> int:
+    """Memory of a process and of all below it, shared pages counted once; 0 where one ends meanwhile."""
     try:
         leader = psutil.Process(pid)
-        return sum(each.memory_info().rss for each in [leader, *leader.children(recursive=True)])
+        return sum(each.memory_full_info().pss for each in [leader, *leader.children(recursive=True)])
     except psutil.NoSuchProcess:
         return 0
 
