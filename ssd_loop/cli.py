@@ -53,8 +53,9 @@ on the base is a wrong model from round 2 on, because it was trained on top of t
 
 DECIDE_DESCRIPTION = """\
 Replay the decision rule over a finished run, with the run's own settings or other ones, and compare with what
-was decided. Writes nothing. For example, half the tolerated loss and a tighter error rate:
-  decide default --monitor.margins heldout_pass_at_1=0.005 --monitor.false_alarm_rate 0.02
+was decided. Writes nothing. For example with half the tolerated loss, which stops earlier; a lower
+--monitor.false_alarm_rate stops later:
+  decide default --monitor.margins heldout_pass_at_1=0.005
 Samples are not drawn again: a second look that the run did not take cannot be taken here.
 """
 
@@ -67,7 +68,7 @@ LAWS_DESCRIPTION = """\
 Both models' next-token laws along the human-written reference texts, whole vocabulary: mass by rank, tokens
 that survive truncation and entropy after it against temperature, and the same within bins of equal mass of
 the first model's 20 likeliest tokens (arXiv 2604.01193, figure 6). A minute or two for a 135M model on a CPU.
-  laws smollm2-135m-instruct checkpoints/default/best/merged
+  laws smollm2-135m-instruct checkpoints/default/round_005/merged
 """
 
 DOCTOR_DESCRIPTION = """\
@@ -206,7 +207,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         metavar="ROUND",
         help="start from a round: its folder under checkpoints/, or RUN@ROUND (RUN@best). Under its own "
         "run's name (the default) that run goes on from there; under another --run it forks: the new "
-        "run gets a copy of what it needs, inherits the settings, and may change sampling, filter, training",
+        "run gets a copy of what it needs, inherits the settings, and may change all but how rounds are "
+        "measured: prompts, sample, filter, train, monitor, baselines. --rounds counts its rounds too",
     )
     run.add_argument(
         "--continue-past-stop",
@@ -250,7 +252,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
 
     evaluate = command(
         "evaluate",
-        "pass@k of any model folder or Hub id on the panels",
+        "pass@k of any model folder or Hub id on the whole panels (a run: on 60 problems of each)",
         _evaluate,
         usage=f"{PROGRAM} evaluate MODEL [--sweep] [--json] [--out FOLDER] [--SECTION.SETTING VALUE]...",
     )

@@ -138,7 +138,6 @@ def card(origin: Origin, *, adapter: bool) -> str:
     base, n = origin.content.base, origin.round
     named = base.name or base.title
     what = "LoRA adapter" if adapter else "model"
-    config = load(None, {}, origin.content.settings)
     front = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -146,14 +145,35 @@ def card(origin: Origin, *, adapter: bool) -> str:
         "tags": ["simple-self-distillation", "ssd_loop"],
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [
+        *(_made(origin, named, what) if n else _untouched(origin, named)),
+        *_results(origin),
+        *_bought(origin),
+        "## Loading",
+        "",
+        "```python",
+        *_loading(named, adapter=adapter),
+        "```",
+        "",
+    ]
+    if adapter:
+        lines += ["It belongs on the base alone. vLLM needs `max_lora_rank` of at least its rank.", ""]
+    return "\n".join(lines)
+
+
+def _made(origin: Origin, named: str, what: str) -> list[str]:
+    """Title and making of a round's weights."""
+    base, n = origin.content.base, origin.round
+    config = load(None, {}, origin.content.settings)
     rounds = f"{n} round" if n == 1 else f"{n} rounds in a row"
     judge = (
         "its prompts' tests as the only judge"
         if "fails_tests" in config.filter.filters
         else "without a teacher, a verifier or a reward"
     )
-    lines += [f"# {named} after {rounds.removesuffix(' in a row')} of simple self-distillation", ""]
-    lines += [
+    return [
+        f"# {named} after {rounds.removesuffix(' in a row')} of simple self-distillation",
+        "",
         f"This {what} is {base.title} fine-tuned on its own samples, {judge} "
         f"([arXiv 2604.01193](https://arxiv.org/abs/2604.01193)), for {rounds}. Made with `ssd_loop`.",
         "",
@@ -168,23 +188,30 @@ def card(origin: Origin, *, adapter: bool) -> str:
         f"{config.train.start_from} weights, data {config.train.data_policy}, "
         f"{config.train.human_share:.0%} human-written",
         *_other_rounds(origin),
-        f"- base: {base.title}, {base.dtype}, content hash `{base.content_hash}`",
+        _base_line(origin),
         f"- weights: base + the sum of {len(origin.content.adapters)} adapters, rounded "
         f"{origin.content.rounding}",
         "",
         *_adapter_table(origin),
-        *_results(origin),
-        *_bought(origin),
-        "## Loading",
+    ]
+
+
+def _untouched(origin: Origin, named: str) -> list[str]:
+    """Title of round 0, which is a run's best one where no round surely beat it."""
+    return [
+        f"# {named}, the base of a self-distillation run",
         "",
-        "```python",
-        *_loading(named, adapter=adapter),
-        "```",
+        f"This is {origin.content.base.title} as it was before the first round of an `ssd_loop` run: trained "
+        "on nothing.",
+        "",
+        _base_line(origin),
         "",
     ]
-    if adapter:
-        lines += ["It belongs on the base alone. vLLM needs `max_lora_rank` of at least its rank.", ""]
-    return "\n".join(lines)
+
+
+def _base_line(origin: Origin) -> str:
+    base = origin.content.base
+    return f"- base: {base.title}, {base.dtype}, content hash `{base.content_hash}`"
 
 
 def _other_rounds(origin: Origin) -> list[str]:

@@ -98,7 +98,8 @@ def rival(name: str) -> str:
 def signal_lines(found: Mapping[str, Any]) -> list[str]:
     """The signal before training in words (`ssd_loop.monitors.signal.measure`), for a terminal."""
     meaning = {
-        "strong": "the model is more often right where it is consistent or sure: there is something to gain",
+        "strong": "the model is more often right where it is consistent or sure: what a gain needs, "
+        "no forecast of one",
         "weak": "consistency and sureness do not tell right from wrong here: expect little",
         "against": "the model is more often wrong where it is consistent or sure: expect harm",
     }

@@ -789,7 +789,7 @@ def test_the_share_of_human_text_is_turned_into_solutions(tiny_llama: Path) -> N
 
 @pytest.mark.parametrize(
     ("label", "verdict", "words"),
-    [("strong", "pass", "something to gain"), ("weak", "pass", "expect little"), ("against", "warn", "harm")],
+    [("strong", "pass", "what a gain needs"), ("weak", "pass", "expect little"), ("against", "warn", "harm")],
 )
 def test_the_signal_is_judged(label: str, verdict: str, words: str) -> None:
     number = {"value": 0.5, "se": 0.1}

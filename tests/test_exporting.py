@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssd_loop.exporting import write_joined
+from ssd_loop.checkpoints import Origin
+from ssd_loop.composition import Base, Composition, Part, settings_of
+from ssd_loop.config_file import load
+from ssd_loop.exporting import card, write_joined
 from ssd_loop.lora import Term, delta, opened
+from ssd_loop.place import Place
 from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS
 from tests import tiny
 from tests.test_merging import LORA_Q_PROJ, Q_PROJ, hand_made, peft_adapter, q_proj_factors
@@ -76,3 +80,17 @@ def test_every_layer_is_named_as_a_target(tmp_path: Path, kind: tiny.TinyKind) -
     write_joined([Term(peft_adapter(base, tmp_path / "adapter", 1))], out)
     targets = json.loads((out / ADAPTER_CONFIG).read_text())["target_modules"]
     assert set(targets) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_card_of_round_0_does_not_call_the_base_distilled(tmp_path: Path) -> None:
+    base = Base("some/model", None, "Some Model", "bfloat16", "c0ffee")
+    settings = settings_of(load(None, {}), "vllm")
+    texts = []
+    for n, parts in ((0, ()), (1, (Part("round_001/adapter", "abc", 1.0),))):
+        content = Composition(base, "stochastic", parts, settings, {})
+        texts.append(card(Origin(Place(tmp_path, "mine"), n, content), adapter=False))
+    assert "Some Model as it was before the first round" in texts[0]
+    assert "fine-tuned" not in texts[0]
+    assert "LoRA" not in texts[0]
+    assert "fine-tuned on its own samples" in texts[1]
+    assert all("content hash `c0ffee`" in text and "## Loading" in text for text in texts)

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ssd_loop import costs, durable, evaluation, filtering, finals, sampling, store, sweeping
 from ssd_loop.config import EvaluateConfig, FilterConfig, MonitorConfig, RunConfig
@@ -31,7 +33,7 @@ from ssd_loop.monitors.suite import SCORED, sampled
 from ssd_loop.place import Place
 from ssd_loop.problems import Problem
 from ssd_loop.records import Result, Sample, TextScore, Trait, read_rows, write_rows
-from ssd_loop.report import account, browser, compare, grids, page, recipe
+from ssd_loop.report import account, browser, compare, grids, page, recipe, status
 from ssd_loop.report.trends import DIRECTIONS, trends
 from ssd_loop.store import Metrics
 from tests.evidence import HEALTHY, LAW, evidence, jittered, panel, scored, worse
@@ -334,6 +336,23 @@ def unpacked(packed: str) -> list[dict[str, Any]]:
 
 
 # What it says.
+
+
+def test_status_says_where_nothing_was_held_against_decoding_alone(
+    run_of_three: Path, tmp_path: Path
+) -> None:
+    def shown(root: Path) -> str:
+        text = io.StringIO()
+        status.show(status.read(root, "mine"), Console(file=text, width=200))
+        return text.getvalue()
+
+    assert "decoding alone" not in shown(run_of_three)
+    root = tree_of(run_of_three, tmp_path)
+    for folder in root.glob("rounds/mine/round_*/final"):
+        shutil.rmtree(folder)
+    assert "is measured when the run ends" in shown(root)
+    Bench(root).describe({"baselines": {"temperatures": []}})
+    assert "the same command with --baselines.temperatures '[0.2, 0.6, 1.0]' measures it" in shown(root)
 
 
 def test_the_verdict_is_the_final_figure_of_the_run(run_of_three: Path) -> None:

@@ -180,14 +180,16 @@ def decide(
     if kind == "none" and selection.is_futile(history, setup.config.futility_gain):
         kind = "futility"
     attribution = attribute(readings)
+    look = 2 if any(panel.second for panel in evidence.panels.values()) else 1
+    reason = sentence(kind, attribution, readings, moved_besides(readings), setup.config)
     return Decision(
         round=evidence.round,
         verdict=_verdict(kind, setup.config, earlier),
         kind=kind,
-        reason=sentence(kind, attribution, readings, moved_besides(readings), setup.config),
+        reason=reason + (", samples of both looks" if look == 2 else ""),
         attribution=attribution,
         best_round=selection.best_round(history),
-        look=2 if any(panel.second for panel in evidence.panels.values()) else 1,
+        look=look,
         monitors=readings,
     )
 

@@ -19,6 +19,11 @@ from ssd_loop.monitors.decision import DECISION, read_decision
 from ssd_loop.place import ONLY_WHERE_ASKED, RUN_FILE, STAGES, Place, existing, round_name
 from ssd_loop.report import facts, outcome
 
+NOT_ASKED = (
+    "whether decoding alone would have done it was not asked: the same command with --baselines.temperatures "
+    "'[0.2, 0.6, 1.0]' measures it"
+)
+ONCE_ENDED = "whether decoding alone would have done it is measured when the run ends"
 BEST_MEANS = "best: the highest lower bound (95 %) of the paired held-out gain over round 0, if it is above 0"
 
 
@@ -35,6 +40,7 @@ def read(root: Path, name: str) -> dict[str, Any]:
     except (KeyError, TypeError):
         raise BadArtifactError(f"{place.folder / RUN_FILE} is torn; restore it") from None
     spent = costs.read(place.folder)
+    config = load(None, {}, about["config"])
     best = place.best
     return {
         "run": name,
@@ -42,6 +48,7 @@ def read(root: Path, name: str) -> dict[str, Any]:
         "engine": engine,
         "dtype": dtype,
         "choices": choices(about),
+        "has_baselines": config.has_baselines,
         "parent": about.get("parent"),
         "changes": about.get("changes", []),
         "rounds": [_round(place, n, spent) for n in place.known_rounds()],
@@ -166,6 +173,8 @@ def show(state: dict[str, Any], console: Console) -> None:
         outcome.show_gains(state["gains"], console)
     if state["final"]:
         outcome.show_final(state["final"], console)
+    elif state["gains"]:
+        console.print(ONCE_ENDED if state["has_baselines"] else NOT_ASKED, markup=False)
     console.print(_work(state))
     for row in state["rounds"]:
         if "verdict" in row:
