@@ -11,8 +11,9 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import overload
 
 from ssd_loop import progress
 from ssd_loop.config import EvaluateConfig, SampleConfig
@@ -65,6 +66,62 @@ class Drawing:
     shard_size: int
 
 
+@dataclass(frozen=True)
+class Draws(Sequence[Draw]):
+    """The draws for some problems, problem by problem, made when they are asked for.
+
+    A million of them, prompts included, would take a gigabyte.
+
+    Attributes:
+        problems: What is asked.
+        samples: Completions of each.
+        first: Index of the first sample.
+    """
+
+    drawing: Drawing
+    problems: Sequence[Problem]
+    samples: int
+    decoding: Decoding
+    round_index: int
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.problems) * self.samples
+
+    @overload
+    def __getitem__(self, at: int) -> Draw: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Draw]: ...
+
+    def __getitem__(self, at: int | slice) -> Draw | list[Draw]:
+        wanted = range(len(self))[at]
+        return list(self._made(wanted)) if isinstance(wanted, range) else next(self._made([wanted]))
+
+    def __iter__(self) -> Iterator[Draw]:
+        return self._made(range(len(self)))
+
+    def _made(self, wanted: Iterable[int]) -> Iterator[Draw]:
+        for which, places in groupby(wanted, key=lambda at: at // self.samples):
+            problem = self.problems[which]
+            prompt_ids = self.drawing.renderer.prompt_ids(problem)
+            for place in places:
+                index = self.first + place % self.samples
+                yield Draw(problem.panel, problem.id, index, self._request(problem, prompt_ids, index))
+
+    def _request(self, problem: Problem, prompt_ids: tuple[int, ...], index: int) -> Request:
+        run_seed = self.drawing.run_seed
+        return Request(
+            prompt_token_ids=prompt_ids,
+            seed=completion_seed(run_seed, self.round_index, problem.panel, problem.id, index),
+            temperature=self.decoding.temperature,
+            top_k=self.decoding.top_k,
+            top_p=self.decoding.top_p,
+            max_new_tokens=self.decoding.max_new_tokens,
+            stop_token_ids=self.drawing.stop_token_ids,
+        )
+
+
 def plan(
     drawing: Drawing,
     problems: Sequence[Problem],
@@ -73,24 +130,9 @@ def plan(
     decoding: Decoding,
     round_index: int,
     first: int = 0,
-) -> list[Draw]:
+) -> Draws:
     """The draws for some problems, each with a seed of its own; `first` is the index of the first sample."""
-    draws = []
-    for problem in problems:
-        prompt_ids = drawing.renderer.prompt_ids(problem)
-        for index in range(first, first + samples):
-            seed = completion_seed(drawing.run_seed, round_index, problem.panel, problem.id, index)
-            request = Request(
-                prompt_token_ids=prompt_ids,
-                seed=seed,
-                temperature=decoding.temperature,
-                top_k=decoding.top_k,
-                top_p=decoding.top_p,
-                max_new_tokens=decoding.max_new_tokens,
-                stop_token_ids=drawing.stop_token_ids,
-            )
-            draws.append(Draw(problem.panel, problem.id, index, request))
-    return draws
+    return Draws(drawing, problems, samples, decoding, round_index, first)
 
 
 def decoding_of(config: SampleConfig | EvaluateConfig) -> Decoding:
@@ -103,14 +145,14 @@ def completion_seed(run_seed: int, round_index: int, panel: str, prompt_id: str,
     return derive_seed(run_seed, round_index, panel, prompt_id, index)
 
 
-def split_shards(draws: Sequence[Draw], shard_size: int) -> list[Sequence[Draw]]:
+def split_shards(draws: Sequence[Draw], shard_size: int) -> Iterator[Sequence[Draw]]:
     """Even shards of `shard_size` draws or somewhat more, never a small rest.
 
     Small batches change the low bits of log-probs, and with them the tokens.
     """
     count = max(1, len(draws) // shard_size)
     edges = [round(i * len(draws) / count) for i in range(count + 1)]
-    return [draws[a:b] for a, b in pairwise(edges)]
+    return (draws[a:b] for a, b in pairwise(edges))
 
 
 def draw_all(

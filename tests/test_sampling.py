@@ -12,7 +12,7 @@ from ssd_loop.config import SampleConfig
 from ssd_loop.problems import Problem
 from ssd_loop.prompts import Renderer
 from ssd_loop.records import Sample, read_rows
-from ssd_loop.sampling import Decoding, Draw, Drawing, draw_all, plan, split_shards, summary
+from ssd_loop.sampling import Decoding, Drawing, Draws, draw_all, plan, split_shards, summary
 from ssd_loop.store import SHARDS
 from tests import tiny
 from tests.rows import ScriptedEngine, sample
@@ -35,7 +35,7 @@ def drawing(renderer: Renderer, seed: int = 0) -> Drawing:
     return Drawing(renderer, STOPS, run_seed=seed, shard_size=8)
 
 
-def draws(renderer: Renderer, count: int = 20, samples: int = 2, seed: int = 0, n: int = 1) -> list[Draw]:
+def draws(renderer: Renderer, count: int = 20, samples: int = 2, seed: int = 0, n: int = 1) -> Draws:
     return plan(drawing(renderer, seed), prompts(count), samples, decoding=DECODING, round_index=n)
 
 
@@ -48,6 +48,17 @@ def test_every_prompt_is_asked_as_often_as_wanted_and_as_rendered(renderer: Rend
     assert request.prompt_token_ids == renderer.prompt_ids(prompts(2)[1])
     assert (request.temperature, request.top_k, request.top_p) == (0.9, 5, 0.8)
     assert (request.max_new_tokens, request.stop_token_ids) == (6, STOPS)
+
+
+def test_draws_are_a_sequence_wherever_it_is_cut(renderer: Renderer) -> None:
+    found = draws(renderer, 5, 3)
+    every = list(found)
+    assert len(found) == len(every) == 15
+    assert [found[at] for at in range(-15, 15)] == every + every
+    for cut in (slice(2, 11), slice(None, -4), slice(13, None, -2), slice(40, 50)):
+        assert found[cut] == every[cut]
+    with pytest.raises(IndexError):
+        found[15]
 
 
 def test_every_completion_has_a_seed_of_its_own_in_every_round(renderer: Renderer) -> None:
@@ -70,7 +81,7 @@ def test_seeds_never_move(renderer: Renderer) -> None:
 def test_shards_are_even_and_never_small(size: int) -> None:
     for count in range(1, 6 * size):
         items = list(range(count))
-        shards = split_shards(items, size)  # type: ignore[arg-type]
+        shards = list(split_shards(items, size))  # type: ignore[arg-type]
         assert [item for shard in shards for item in shard] == items
         sizes = {len(shard) for shard in shards}
         assert max(sizes) - min(sizes) <= 1
@@ -103,7 +114,7 @@ def test_a_killed_stage_goes_on_after_its_last_whole_shard(renderer: Renderer, t
     assert sorted(os.listdir(tmp_path / "killed" / SHARDS)) == ["00000.jsonl", "00001.jsonl"]
     second = ScriptedEngine()
     assert drawn(second, tmp_path / "killed") == unbroken
-    assert second.asked == [[d.request for d in shard] for shard in split_shards(asked, 8)[2:]]
+    assert second.asked == [[d.request for d in shard] for shard in [*split_shards(asked, 8)][2:]]
 
 
 def test_the_stage_writes_its_samples_and_counts(renderer: Renderer, tmp_path: Path) -> None:
