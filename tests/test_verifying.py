@@ -154,7 +154,9 @@ CASES: list[tuple[str, Callable[[Path], object], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "harm", "named", "reason"), CASES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("path", "harm", "named", "reason"), CASES, ids=lambda value: getattr(value, "__name__", str(value))[:60]
+)
 def test_each_kind_of_harm_is_named(
     place: Place, path: str, harm: Callable[[Path], object], named: str, reason: str
 ) -> None:
