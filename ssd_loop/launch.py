@@ -35,7 +35,7 @@ from ssd_loop import (
 )
 from ssd_loop.checkpoints import Origin
 from ssd_loop.config import RunConfig
-from ssd_loop.config_file import differences, load
+from ssd_loop.config_file import differences
 from ssd_loop.doctor import room
 from ssd_loop.errors import ConfigError, StaleOutputError
 from ssd_loop.figures import headline, read_report, signal_lines
@@ -223,12 +223,11 @@ def _take_over(
     changes = checkpoints.changes(origin, config, data, engine)
     if not origin.is_in(place.root, place.run):
         progress.say(f"copying what {place.run} needs of {origin.name}")
-        parents = load(None, {}, checkpoints.settings_of(origin))
         checkpoints.hand_over(
             origin,
             place,
             accumulates=config.train.data_policy != "replace",
-            decodes_alike=(parents.sample, parents.baselines) == (config.sample, config.baselines),
+            decodes_alike={"sample", "baselines"}.isdisjoint(line.partition(".")[0] for line in changes),
         )
         for n in range(1, origin.round + 1):
             exporting.write_card(place, n)
@@ -333,7 +332,7 @@ def _announce(run: Run, about: Mapping[str, Any]) -> None:
         f"run {run.place.run}: {run.bench.base.title}, {run.bench.base.dtype}, engine "
         f"{run.bench.engine_name}, sandbox {isolation}, tracking {run.tracker.mode}"
     )
-    for line in status.choices(about):
+    for line in status.choices(about, run.config):
         progress.say(line)
     later = range(run.start + 1, run.config.rounds + 1)
     done = [n for n in later if run.place.stage(n, "monitor").exists()]

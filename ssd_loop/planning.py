@@ -292,7 +292,7 @@ def draws(bench: Workbench, prompts: Sequence[Problem]) -> tuple[list[sampling.D
     counts = evaluation.sample_counts(config.evaluate, baseline=False)
     measured = evaluation.plan_panels(config.evaluate, bench.drawing, counts=counts, round_index=1)
     first, second = (
-        spread(found, len(next(sampling.split_shards(found, config.sample.shard_size))))
+        spread(found, len(next(sampling.split_shards(range(len(found)), config.sample.shard_size))))
         for found in (asked, measured)
     )
     return first, second

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 from ssd_loop import progress
 from ssd_loop.config import EvaluateConfig, SampleConfig
@@ -27,6 +27,8 @@ from ssd_loop.store import SHARDS, Metrics
 
 STAGE_VERSION = 1
 SAMPLES = "samples.parquet"
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,14 @@ def completion_seed(run_seed: int, round_index: int, panel: str, prompt_id: str,
     return derive_seed(run_seed, round_index, panel, prompt_id, index)
 
 
-def split_shards(draws: Sequence[Draw], shard_size: int) -> Iterator[Sequence[Draw]]:
-    """Even shards of `shard_size` draws or somewhat more, never a small rest.
+def split_shards(items: Sequence[Item], shard_size: int) -> Iterator[Sequence[Item]]:
+    """Even shards of `shard_size` draws, or of other items, or somewhat more, never a small rest.
 
     Small batches change the low bits of log-probs, and with them the tokens.
     """
-    count = max(1, len(draws) // shard_size)
-    edges = [round(i * len(draws) / count) for i in range(count + 1)]
-    return (draws[a:b] for a, b in pairwise(edges))
+    count = max(1, len(items) // shard_size)
+    edges = [round(i * len(items) / count) for i in range(count + 1)]
+    return (items[a:b] for a, b in pairwise(edges))
 
 
 def draw_all(

@@ -17,7 +17,7 @@ from ssd_loop.config import MonitorConfig
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.monitors import suite
 from ssd_loop.monitors.attribution import MEANING, NOTHING, attribute, moved_besides, signature
-from ssd_loop.monitors.decision import DECISION, Decision, Reading, read_decision, summary
+from ssd_loop.monitors.decision import DECISION, Decision, Reading, nearest, read_decision, summary
 from ssd_loop.monitors.draws import Draws
 from ssd_loop.monitors.evidence import Evidence, Looked, Panel, Texts, gather
 from ssd_loop.monitors.replay import Limits
@@ -196,7 +196,7 @@ def test_the_sentence_has_the_numbers_that_the_name_was_told_by() -> None:
     moved = moved_besides(readings)
     assert moved == {"richness": near}
     assert attribute(readings) == "template"
-    said = sentence("harm", "template", readings, moved, MonitorConfig())
+    said = sentence("harm", "template", readings, MonitorConfig())
     assert said == (
         f"template: {MEANING['template']} (reference_nll 2.65 -> 2.77, t 7.8 over 2.24; also moved: "
         "richness 1.46 -> 1.19, t 1.86 over 2.79)"
@@ -208,10 +208,10 @@ def test_without_an_alarm_it_says_what_is_nearest_to_one_be_it_by_the_slow_arm()
     near = Reading("collapse", 0.2, 0.25, 0.1, t=1.9, slow=1.4, threshold=3.14, slow_threshold=1.55)
     reported = Reading("report", 0.4, 0.1, None, t=9.0, slow=9.0)
     readings = {"reference_nll": far, "recycling": near, "self_judgement": reported}
-    said = sentence("none", NOTHING, readings, {}, MonitorConfig())
+    said = sentence("none", NOTHING, readings, MonitorConfig())
     assert said == "no monitor is past its threshold (nearest: recycling, slow 1.4 of 1.55)"
     better = Reading("harm", 2.6, 2.65, 0.03, t=-4.0, slow=0.0, threshold=2.24, slow_threshold=1.2)
-    alone = sentence("none", NOTHING, {"reference_nll": better}, {}, MonitorConfig())
+    alone = sentence("none", NOTHING, {"reference_nll": better}, MonitorConfig())
     assert alone == "no monitor is past its threshold"
 
 
@@ -227,7 +227,9 @@ def test_healthy_rounds_go_on() -> None:
     for seed in range(12):
         decision = decided(evidence(rng(seed)))
         assert (decision.verdict, decision.kind, decision.attribution) == ("continue", "none", NOTHING)
-        assert decision.reason.startswith("no monitor is past its threshold")
+        closest = nearest(decision.monitors)
+        told = f" (nearest: {closest})" if closest else ""
+        assert decision.reason == f"no monitor is past its threshold{told}"
         assert not alarms(decision)
         assert (decision.round, decision.look, decision.best_round) == (1, 1, 0)
 

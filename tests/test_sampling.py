@@ -81,7 +81,7 @@ def test_seeds_never_move(renderer: Renderer) -> None:
 def test_shards_are_even_and_never_small(size: int) -> None:
     for count in range(1, 6 * size):
         items = list(range(count))
-        shards = list(split_shards(items, size))  # type: ignore[arg-type]
+        shards = list(split_shards(items, size))
         assert [item for shard in shards for item in shard] == items
         sizes = {len(shard) for shard in shards}
         assert max(sizes) - min(sizes) <= 1

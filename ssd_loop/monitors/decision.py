@@ -47,14 +47,6 @@ class Reading:
     alarm: bool = False
     reason: str | None = None
 
-    @property
-    def arms(self) -> dict[str, tuple[float, float]]:
-        """What is compared with which limit, as far as both are there: ``t`` and the slow arm's ``slow``."""
-        pairs = {"t": (self.t, self.threshold), "slow": (self.slow, self.slow_threshold)}
-        return {
-            arm: (at, limit) for arm, (at, limit) in pairs.items() if at is not None and limit is not None
-        }
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -89,8 +81,15 @@ def nearest(readings: Mapping[str, Reading]) -> str | None:
 
     None where nothing is worse than its margin allows.
     """
-    arms = [(name, arm, *pair) for name, reading in readings.items() for arm, pair in reading.arms.items()]
-    worse = [found for found in arms if found[2] > 0.0]
+    worse = [
+        (name, arm, value, limit)
+        for name, reading in readings.items()
+        for arm, value, limit in (
+            ("t", reading.t, reading.threshold),
+            ("slow", reading.slow, reading.slow_threshold),
+        )
+        if value is not None and limit is not None and value > 0.0
+    ]
     if not worse:
         return None
     name, arm, value, limit = max(worse, key=lambda found: found[2] / found[3])

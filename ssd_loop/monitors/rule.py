@@ -175,13 +175,12 @@ def decide(
         **_statistics(evidence, setup, earlier, limit),
         **reported.readings(evidence, setup.richness_m),
     }
-    alarms = {name: reading for name, reading in readings.items() if reading.alarm}
-    kind = _kind(alarms)
+    kind = _kind(readings)
     if kind == "none" and selection.is_futile(history, setup.config.futility_gain):
         kind = "futility"
     attribution = attribute(readings)
     look = 2 if any(panel.second for panel in evidence.panels.values()) else 1
-    reason = sentence(kind, attribution, readings, moved_besides(readings), setup.config)
+    reason = sentence(kind, attribution, readings, setup.config)
     return Decision(
         round=evidence.round,
         verdict=_verdict(kind, setup.config, earlier),
@@ -311,8 +310,8 @@ def _reading(
     )
 
 
-def _kind(alarms: Mapping[str, Reading]) -> Kind:
-    families = {reading.family for reading in alarms.values()}
+def _kind(readings: Mapping[str, Reading]) -> Kind:
+    families = {reading.family for reading in readings.values() if reading.alarm}
     order: tuple[Kind, ...] = ("guard", "harm", "collapse")
     return next((kind for kind in order if kind in families), "none")
 
@@ -326,28 +325,22 @@ def _verdict(
     return "remedy" if kind == "collapse" and config.remedy != "none" and not remedied else "stop"
 
 
-def sentence(
-    kind: Kind,
-    attribution: str,
-    readings: Mapping[str, Reading],
-    moved: Mapping[str, Reading],
-    config: MonitorConfig,
-) -> str:
+def sentence(kind: Kind, attribution: str, readings: Mapping[str, Reading], config: MonitorConfig) -> str:
     """Why, with the numbers: of what raised the alarm, then of what the name was told by besides.
 
     Without an alarm: what is nearest to one.
     """
-    alarms = {name: reading for name, reading in readings.items() if reading.alarm}
     if kind == "futility":
         return (
             f"two rounds in a row surely gained less than {config.futility_gain:g} of held-out pass@1 over "
             "the best round before them"
         )
+    alarms = {name: reading for name, reading in readings.items() if reading.alarm}
     if not alarms:
         closest = nearest(readings)
         return "no monitor is past its threshold" + (f" (nearest: {closest})" if closest else "")
     parts = "; ".join(_said(name, reading) for name, reading in alarms.items())
-    besides = "; ".join(_said(name, reading) for name, reading in moved.items())
+    besides = "; ".join(_said(name, reading) for name, reading in moved_besides(readings).items())
     return f"{attribution}: {MEANING[attribution]} ({parts}{'; also moved: ' if besides else ''}{besides})"
 
 

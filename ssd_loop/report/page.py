@@ -87,7 +87,7 @@ def key_facts(found: Account) -> list[tuple[str, str]]:
         ("how it ended", account.ending(found)),
     ]
     if found.config:
-        facts += [_choice(line) for line in status.choices(about)]
+        facts += [_choice(line) for line in status.choices(about, found.config)]
     if told := found.reports.get(0, {}).get("signal"):
         facts.append(("before training", signal_lines(told)[0]))
     if seconds := found.ledger["total"]["seconds"]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssd_loop import costs, store
-from ssd_loop.config import MonitorConfig
+from ssd_loop.config import MonitorConfig, RunConfig
 from ssd_loop.config_file import load
 from ssd_loop.errors import BadArtifactError
 from ssd_loop.figures import REPORT, headline, read_report, share, signal_lines
@@ -47,7 +47,7 @@ def read(root: Path, name: str) -> dict[str, Any]:
         "model": title,
         "engine": engine,
         "dtype": dtype,
-        "choices": choices(about),
+        "choices": choices(about, config),
         "has_baselines": config.has_baselines,
         "parent": about.get("parent"),
         "changes": about.get("changes", []),
@@ -68,9 +68,8 @@ def _bought(place: Place, best: int | None) -> dict[str, Any]:
     return {"gains": gained, "final": final, "damaged": None}
 
 
-def choices(about: Mapping[str, Any]) -> list[str]:
+def choices(about: Mapping[str, Any], config: RunConfig) -> list[str]:
     """What kind of loop this is, one line each: weights, data, and where the run started."""
-    config = load(None, {}, about["config"])
     train, sample = config.train, config.sample
     lines = [
         f"samples drawn by the {_whose(sample.policy)}; each adapter trained on the "
