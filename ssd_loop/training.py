@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_loop import durable, models, training_state
+from ssd_loop import cpu_training, durable, models, training_state
 from ssd_loop.config import TrainConfig
 from ssd_loop.durable import write_json
 from ssd_loop.errors import ConfigError, StageFailedError
@@ -29,18 +29,15 @@ from ssd_loop.memory import give_back
 from ssd_loop.monitors import cliff
 from ssd_loop.records import quantiles
 from ssd_loop.store import SHARDS
-from ssd_loop.training_rows import IGNORED, Counted, TrainingRow, on_disk, reading_order
+from ssd_loop.training_rows import Counted, TrainingRow, on_disk, reading_order
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-STAGE_VERSION = 2  # raised when the same settings would give another adapter
+STAGE_VERSION = 3  # raised when the same settings would give another adapter
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PROBE = "probe.json"
-EAGER_TOKENS = (
-    384  # rows up to which a CPU attends by plain products, faster than its fused kernel; memory ~ n^2
-)
 
 OnStep = Callable[[int, int, float], None]
 
@@ -101,7 +98,7 @@ def train(
             if probe and config.probe_every
             else None
         )
-        steps = _fit(config, model_dir, ordered, max(tokens), seed, device, out, on_step, watched, save_every)
+        steps = _fit(config, model_dir, ordered, seed, device, out, on_step, watched, save_every)
     metrics = _metrics(steps, lengths[order], config.batch_size)
     if watched:
         write_json(out / PROBE, watched.rows())
@@ -149,7 +146,6 @@ def _fit(
     config: TrainConfig,
     model_dir: Path,
     ordered: Dataset,
-    longest: int,
     seed: int,
     device: str,
     out: Path,
@@ -169,7 +165,6 @@ def _fit(
         dtype="auto",
         trust_remote_code=False,
         use_safetensors=True,
-        attn_implementation="eager" if device == "cpu" and longest <= EAGER_TOKENS else None,
     )
     targets = target_modules(config, model)
     steps: list[_Step] = []
@@ -197,7 +192,7 @@ def _fit(
     trainer.processing_class = None  # else a copy of the tokenizer lies in every saved state
     saved = training_state.newest(out / SHARDS, probe)
     try:
-        with durable.disk_errors(out), _quick(trainer.model, device):
+        with durable.disk_errors(out), cpu_training.quick(trainer.model, device):
             trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     except torch.OutOfMemoryError as error:
         raise StageFailedError(
@@ -344,51 +339,6 @@ def _probing(probe: cliff.Probe, every: int) -> Any:
                 control.should_training_stop = True
 
     return Probing()
-
-
-@contextmanager
-def _quick(peft_model: Any, device: str) -> Iterator[None]:
-    """Leave out what costs time on a CPU and changes no result beyond rounding."""
-    if device != "cpu":
-        yield
-        return
-    import torch
-    from peft.helpers import disable_input_dtype_casting
-
-    from ssd_loop import loss_head
-
-    _score_completions_only(peft_model)
-    is_cast_anyway = peft_model.dtype == torch.bfloat16  # by autocast, whatever enters an adapter's products
-    with loss_head.in_place_of_trls(), disable_input_dtype_casting(peft_model, active=is_cast_anyway):
-        yield
-
-
-def _score_completions_only(peft_model: Any) -> None:
-    """Let TRL's loss head see completion tokens only, which it arranges for itself on GPUs alone.
-
-    On a CPU it scores prompts and padding too, which took a third of the time on SmolLM2-135M. The loss comes
-    out with the same bits.
-    """
-    import torch
-
-    wanted: list[Any] = []
-
-    def shrink_labels(_module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if inputs.get("labels") is None:  # the probe, which has no loss
-            wanted.clear()
-            return None
-        labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        wanted[:] = [labels != IGNORED]
-        return args, inputs | {"labels": None, "shift_labels": labels[wanted[0]].unsqueeze(0)}
-
-    def shrink_states(_module: Any, _args: Any, output: Any) -> Any:
-        if not wanted:
-            return None
-        output.last_hidden_state = output.last_hidden_state[wanted[0]].unsqueeze(0)
-        return output
-
-    peft_model.register_forward_pre_hook(shrink_labels, with_kwargs=True)
-    peft_model.get_base_model().base_model.register_forward_hook(shrink_states)
 
 
 def _save(peft_model: Any, out: Path) -> None:

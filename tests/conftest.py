@@ -1,6 +1,7 @@
 """Tiny models, built once per session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # As the command line does, before torch is imported: spinning threads starve whatever runs beside them.
@@ -21,6 +22,17 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 with two stop tokens."""
     return tiny.build("qwen3", tmp_path_factory.mktemp("models") / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for each other on several threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["bubblewrap", "landlock"])

@@ -8,13 +8,11 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssd_loop import training
 from ssd_loop.config import TrainConfig
 from ssd_loop.errors import ConfigError, StageFailedError
 from ssd_loop.training import ADAPTER_CONFIG, WEIGHTS, train
@@ -23,6 +21,8 @@ from tests import tiny
 
 STOP = 2  # <|im_end|> of the tiny tokenizer
 CONFIG = TrainConfig(batch_size=4, micro_batch_size=2, lora_rank=4, lora_alpha=8)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_rows(count: int = 11, seed: int = 0) -> list[TrainingRow]:
@@ -37,17 +37,6 @@ def make_rows(count: int = 11, seed: int = 0) -> list[TrainingRow]:
 
 def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for each other on several threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -259,75 +248,6 @@ def test_the_seed_changes_the_adapter_and_the_micro_batch_hardly_does(
     wanted = flat(adapter)
     assert torch.dist(trained("micro", 7, 4), wanted) < 0.01 * wanted.norm()
     assert torch.dist(trained("seed", 8, 2), wanted) > 0.5 * wanted.norm()
-
-
-@pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-3)])
-def test_the_quick_path_trains_as_the_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
-) -> None:
-    """TRL as it is, which scores prompts and padding too, against all that is left out on a CPU."""
-    from contextlib import nullcontext
-
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    model_dir = tiny.build("llama", tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-    model.save_pretrained(model_dir)
-    config = CONFIG.model_copy(update={"epochs": 4, "learning_rate": 5e-3})
-    losses: dict[str, list[float]] = {"quick": [], "plain": []}
-    adapters, entropies = [], []
-    for path, found in losses.items():
-        if path == "plain":
-            monkeypatch.setattr(training, "_quick", lambda *_: nullcontext())
-            monkeypatch.setattr(training, "EAGER_TOKENS", 0)
-        out = tmp_path / path
-        out.mkdir()
-        metrics = train(
-            config,
-            model_dir=model_dir,
-            rows=make_rows(),
-            seed=0,
-            device="cpu",
-            out=out,
-            on_step=lambda _step, _steps, loss, found=found: found.append(loss),
-        )
-        adapters.append(load_file(out / WEIGHTS))
-        entropies.append(metrics["entropy_mean"])
-    assert len(losses["quick"]) >= 8
-    assert losses["quick"][-1] < losses["quick"][0]
-    assert losses["quick"] == pytest.approx(losses["plain"], rel=tolerance)
-    assert entropies[0] == pytest.approx(entropies[1], rel=tolerance)
-    moved = sum(float((a - b).norm()) for a, b in zip(*(d.values() for d in adapters), strict=True))
-    size = sum(float(weights.norm()) for weights in adapters[1].values())
-    assert moved < 10 * tolerance * size
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_frozen_head_gives_loss_and_gradient_of_the_plain_formula(dtype: str) -> None:
-    import torch
-
-    from ssd_loop.loss_head import CHUNK_TOKENS, FrozenHead
-
-    torch.manual_seed(0)
-    tokens, width, vocabulary = CHUNK_TOKENS + 7, 24, 300
-    weight = torch.randn(vocabulary, width).to(getattr(torch, dtype))
-    hidden = torch.randn(tokens, width).to(weight.dtype).requires_grad_()
-    targets, upstream = torch.randint(vocabulary, (tokens,)), torch.randn(tokens)
-    with torch.autocast("cpu", enabled=dtype == "bfloat16"):
-        logprobs, entropy, is_top1 = FrozenHead.apply(hidden, weight, targets)
-    (logprobs * upstream).sum().backward()
-    exact = hidden.detach().double().requires_grad_()
-    logs = torch.log_softmax(exact @ weight.double().t(), dim=-1)
-    (logs.gather(1, targets[:, None])[:, 0] * upstream).sum().backward()
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.05, "atol": 0.1}
-    torch.testing.assert_close(logprobs.double(), logs.gather(1, targets[:, None])[:, 0], **tolerance)
-    torch.testing.assert_close(entropy.double(), -(logs.exp() * logs).sum(-1), **tolerance)
-    torch.testing.assert_close(hidden.grad.double(), exact.grad, **tolerance)
-    assert (is_top1 == (logs.argmax(-1) == targets)).float().mean() > 0.98
-    assert not entropy.requires_grad
 
 
 def test_repeating_one_sample_lowers_its_loss(tiny_llama: Path, tmp_path: Path) -> None:

@@ -28,26 +28,16 @@ class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is unt
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Chunk by chunk, so that (N, V) is never whole in memory."""
-        is_mixed = torch.is_autocast_enabled(hidden.device.type)
-        dtype = torch.get_autocast_dtype(hidden.device.type) if is_mixed else hidden.dtype
-        weight = weight.to(dtype)
-        gradient = torch.empty_like(hidden)
-        logprobs, entropies, likeliest = [], [], []
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
-            target = targets[part, None]
-            logs = torch.log_softmax(hidden[part].to(dtype) @ weight.t(), dim=-1, dtype=torch.float32)
-            logprobs.append(logs.gather(1, target)[:, 0])
-            likeliest.append(logs.argmax(dim=-1) == target[:, 0])
-            probs = logs.exp()
-            entropies.append(-torch.linalg.vecdot(probs, logs))
-            slope = probs.neg_().scatter_add_(1, target, torch.ones_like(target, dtype=torch.float32))
-            gradient[part] = slope.to(dtype) @ weight
+        """Chunk by chunk in the same memory, so that (N, V) is never whole and no page is fetched anew."""
+        device = hidden.device.type
+        is_mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_mixed else hidden.dtype
+        with torch.autocast(device, enabled=False):  # it would round sums to its dtype
+            found = _walk(hidden.to(dtype), weight.to(dtype), targets)
+        gradient, logprobs, entropies, is_top1 = found
         ctx.save_for_backward(gradient)
-        entropy, is_top1 = torch.cat(entropies), torch.cat(likeliest)
-        ctx.mark_non_differentiable(entropy, is_top1)
-        return torch.cat(logprobs), entropy, is_top1
+        ctx.mark_non_differentiable(entropies, is_top1)
+        return logprobs, entropies, is_top1
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -55,6 +45,37 @@ class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is unt
         """Scale each token's gradient."""
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(gradient.dtype), None, None
+
+
+def _walk(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradient of each log-prob (N, H), log-prob, entropy and whether the target is the likeliest, (N,) each.
+
+    With z = logits - max: log p = z - log sum exp z, and the entropy is log sum exp z - sum p z.
+    """
+    tokens, words = hidden.shape[0], weight.shape[0]
+    gradient = torch.empty_like(hidden)
+    logprobs, entropies = hidden.new_empty(2, tokens, dtype=torch.float32)
+    is_top1 = targets.new_empty(tokens, dtype=torch.bool)
+    logits_of = hidden.new_empty(min(tokens, CHUNK_TOKENS), words)
+    shifted_of, powers_of = logits_of.new_empty(2, *logits_of.shape, dtype=torch.float32)
+    for start in range(0, tokens, CHUNK_TOKENS):
+        part = slice(start, start + CHUNK_TOKENS)
+        target = targets[part, None]
+        logits, shifted, powers = (memory[: len(target)] for memory in (logits_of, shifted_of, powers_of))
+        torch.mm(hidden[part], weight.t(), out=logits)
+        largest, likeliest = logits.max(dim=1, keepdim=True)
+        torch.sub(logits, largest.float(), out=shifted)
+        total = torch.exp(shifted, out=powers).sum(dim=1, keepdim=True)
+        logprob = shifted.gather(1, target) - total.log()
+        logprobs[part] = logprob[:, 0]
+        entropies[part] = total.log()[:, 0] - torch.linalg.vecdot(powers, shifted) / total[:, 0]
+        is_top1[part] = (likeliest == target)[:, 0]
+        slope = torch.mul(powers, -1 / total, out=logits)
+        slope.scatter_(1, target, -torch.expm1(logprob).to(slope.dtype))  # 1 - p, rounded once
+        torch.mm(slope, weight, out=gradient[part])
+    return gradient, logprobs, entropies, is_top1
 
 
 @contextmanager

@@ -1,0 +1,186 @@
+"""Shortcuts of training on a CPU: each against its formula, all against TRL and PEFT as they are."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from ssd_loop import cpu_training
+from ssd_loop.cpu_training import adapters, attention
+from ssd_loop.cpu_training.adapters import AdaptedLinear
+from ssd_loop.cpu_training.attention import BLOCK_TOKENS, KEPT_TOKENS, CausalAttention
+from ssd_loop.cpu_training.loss_head import CHUNK_TOKENS, FrozenHead
+from ssd_loop.training import WEIGHTS, train
+from ssd_loop.training_rows import TrainingRow
+from tests import tiny
+from tests.test_training import CONFIG, make_rows
+
+CLOSE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "bfloat16": {"rtol": 0.05, "atol": 0.05}}
+DTYPES = pytest.mark.parametrize("dtype", CLOSE)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-3)])
+def test_the_quick_path_trains_as_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
+) -> None:
+    """TRL as it is, which scores prompts and padding too, against all that is left out on a CPU."""
+    model_dir = tiny.build("llama", tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    model.save_pretrained(model_dir)
+    long = [TrainingRow(range(3, 50), range(60, 60 + BLOCK_TOKENS + 9 * at)) for at in range(2)]
+    config = CONFIG.model_copy(update={"epochs": 4, "learning_rate": 5e-3})
+    losses: dict[str, list[float]] = {"quick": [], "plain": []}
+    trained, entropies = [], []
+    for path, found in losses.items():
+        if path == "plain":
+            monkeypatch.setattr(cpu_training, "quick", lambda *_: nullcontext())
+        out = tmp_path / path
+        out.mkdir()
+        metrics = train(
+            config,
+            model_dir=model_dir,
+            rows=[*make_rows(), *long],
+            seed=0,
+            device="cpu",
+            out=out,
+            on_step=lambda _step, _steps, loss, found=found: found.append(loss),
+        )
+        trained.append(load_file(out / WEIGHTS))
+        entropies.append(metrics["entropy_mean"])
+    assert len(losses["quick"]) >= 8
+    assert losses["quick"][-1] < losses["quick"][0]
+    assert losses["quick"] == pytest.approx(losses["plain"], rel=tolerance)
+    assert entropies[0] == pytest.approx(entropies[1], rel=tolerance)
+    moved = sum(float((a - b).norm()) for a, b in zip(*(d.values() for d in trained), strict=True))
+    size = sum(float(weights.norm()) for weights in trained[1].values())
+    assert moved < 10 * tolerance * size
+
+
+@DTYPES
+def test_the_frozen_head_gives_loss_and_gradient_of_the_plain_formula(dtype: str) -> None:
+    torch.manual_seed(0)
+    tokens, width, vocabulary = CHUNK_TOKENS + 7, 24, 300
+    weight = torch.randn(vocabulary, width).to(getattr(torch, dtype))
+    hidden = torch.randn(tokens, width).to(weight.dtype).requires_grad_()
+    targets, upstream = torch.randint(vocabulary, (tokens,)), torch.randn(tokens)
+    with torch.autocast("cpu", enabled=dtype == "bfloat16"):
+        logprobs, entropy, is_top1 = FrozenHead.apply(hidden, weight, targets)
+    (logprobs * upstream).sum().backward()
+    exact = hidden.detach().double().requires_grad_()
+    logs = torch.log_softmax(exact @ weight.double().t(), dim=-1)
+    (logs.gather(1, targets[:, None])[:, 0] * upstream).sum().backward()
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.05, "atol": 0.1}
+    torch.testing.assert_close(logprobs.double(), logs.gather(1, targets[:, None])[:, 0], **tolerance)
+    torch.testing.assert_close(entropy.double(), -(logs.exp() * logs).sum(-1), **tolerance)
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, **tolerance)
+    assert (is_top1 == (logs.argmax(-1) == targets)).float().mean() > 0.98
+    assert not entropy.requires_grad
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [5, BLOCK_TOKENS, 2 * BLOCK_TOKENS + 3, KEPT_TOKENS + 1])
+def test_attention_and_its_gradients_are_those_of_pytorch(dtype: str, tokens: int) -> None:
+    torch.manual_seed(0)
+    heads, groups, width, value_width = 6, 2, 16, 8
+    shapes = (heads, width), (groups, width), (groups, value_width)
+    inputs = [torch.randn(2, n, tokens, d).to(getattr(torch, dtype)).requires_grad_() for n, d in shapes]
+    upstream = torch.randn(2, tokens, heads, value_width).to(inputs[0].dtype)
+    mixed = CausalAttention.apply(*inputs, 0.3)
+    exact_inputs = [each.detach().double().requires_grad_() for each in inputs]
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *exact_inputs, is_causal=True, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(mixed.double(), exact, **CLOSE[dtype])
+    for found, wanted in zip(
+        torch.autograd.grad(mixed, inputs, upstream),
+        torch.autograd.grad(exact, exact_inputs, upstream.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(found.double(), wanted, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("window", [None, 16])
+def test_a_model_attends_as_before_with_padding_and_windows(
+    tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch, padding: str, window: int | None
+) -> None:
+    """Plain causal layers go the quick way, padded behind or not; whatever else is asked goes to PyTorch."""
+    layers = {"layer_types": ["full_attention", "sliding_attention"]} if window else {}
+    changed = {"sliding_window": window, "use_sliding_window": bool(window), **layers}
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32, **changed)
+    ids = torch.arange(3, 3 + 2 * 40).view(2, 40)
+    mask = torch.ones_like(ids)
+    if padding != "none":
+        mask[1, slice(30, None) if padding == "right" else slice(0, 10)] = 0
+    is_real = mask.bool()
+    wanted = model(input_ids=ids, attention_mask=mask).logits[is_real]
+    calls = []
+    own = CausalAttention.apply
+    monkeypatch.setattr(CausalAttention, "apply", lambda *args: calls.append(1) or own(*args))
+    attention.use(model)
+    found = model(input_ids=ids, attention_mask=mask).logits[is_real]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert len(calls) == (0 if padding == "left" else 1 if window else 2)
+
+
+def test_a_model_with_another_attention_keeps_it(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager")
+    attention.use(model)
+    assert model.config._attn_implementation == "eager"
+
+
+@DTYPES
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_an_adapted_layer_and_its_gradients_are_those_of_the_formula(dtype: str, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    weight_dtype = getattr(torch, dtype)
+    x = torch.randn(30, 24).to(weight_dtype).requires_grad_()
+    weight, bias = torch.randn(40, 24).to(weight_dtype), torch.randn(40).to(weight_dtype)
+    a, b = torch.randn(4, 24, requires_grad=True), torch.randn(40, 4, requires_grad=True)
+    upstream = torch.randn(30, 40).to(weight_dtype)
+    out = AdaptedLinear.apply(x, weight, bias if has_bias else None, a, b, 0.5)
+    exact_inputs = [each.detach().double().requires_grad_() for each in (x, a, b)]
+    exact_x, exact_a, exact_b = exact_inputs
+    exact = exact_x @ weight.double().t() + has_bias * bias.double() + exact_x @ exact_a.t() @ exact_b.t() / 2
+    gradients = torch.autograd.grad(out, (x, a, b), upstream)
+    assert [out.dtype, *(each.dtype for each in gradients)] == [weight_dtype] * 2 + [torch.float32] * 2
+    exacts = torch.autograd.grad(exact, exact_inputs, upstream.double())
+    for found, wanted in zip((out, *gradients), (exact, *exacts), strict=True):
+        error = (found.double() - wanted).norm() / wanted.norm()
+        assert error < (1e-6 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("changed", [{}, {"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
+def test_only_plain_adapters_take_the_short_way(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+    model = get_peft_model(model, LoraConfig(**settings, **changed))
+    ids = torch.arange(3, 33)[None]
+    calls = []
+    own = AdaptedLinear.apply
+    monkeypatch.setattr(AdaptedLinear, "apply", lambda *args: calls.append(1) or own(*args))
+
+    def logits() -> torch.Tensor:
+        torch.manual_seed(0)  # for dropout
+        found: torch.Tensor = model(input_ids=ids).logits
+        return found
+
+    wanted = logits()
+    with adapters.in_place_of_pefts():
+        torch.testing.assert_close(logits(), wanted, rtol=1e-4, atol=1e-4)
+        assert len(calls) == (0 if changed else 14)
+        with model.disable_adapter():
+            assert not torch.allclose(logits(), wanted)
+    calls.clear()
+    torch.testing.assert_close(logits(), wanted)
+    assert not calls
