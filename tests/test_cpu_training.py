@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ssd_loop import cpu_training
-from ssd_loop.cpu_training import adapters, attention
+from ssd_loop.cpu_training import adapters, attention, layers
 from ssd_loop.cpu_training.adapters import AdaptedLinear
 from ssd_loop.cpu_training.attention import BLOCK_TOKENS, KEPT_TOKENS, CausalAttention
+from ssd_loop.cpu_training.layers import GatedUnit, RmsNorm
 from ssd_loop.cpu_training.loss_head import CHUNK_TOKENS, FrozenHead
 from ssd_loop.training import WEIGHTS, train
 from ssd_loop.training_rows import TrainingRow
@@ -184,3 +185,54 @@ def test_only_plain_adapters_take_the_short_way(
     calls.clear()
     torch.testing.assert_close(logits(), wanted)
     assert not calls
+
+
+@DTYPES
+def test_a_norm_and_a_gated_unit_and_their_gradients_are_those_of_the_formula(dtype: str) -> None:
+    torch.manual_seed(0)
+    first, second, upstream = torch.randn(3, 2, 7, 24).to(getattr(torch, dtype))
+    weight = torch.randn(24).to(first.dtype)
+    inputs = first.requires_grad_(), second.requires_grad_()
+    exact_x, exact_up = exact_inputs = [each.detach().double().requires_grad_() for each in inputs]
+    quotient = exact_x / (exact_x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+    exacts = weight.double() * quotient, torch.nn.functional.silu(exact_x) * exact_up
+    founds = RmsNorm.apply(inputs[0], weight, 0.1), GatedUnit.apply(*inputs)
+    for found, exact, count in zip(founds, exacts, (1, 2), strict=True):
+        assert found.dtype == first.dtype
+        torch.testing.assert_close(found.double(), exact, **CLOSE[dtype])
+        gradients = torch.autograd.grad(found, inputs[:count], upstream)
+        exact_gradients = torch.autograd.grad(exact, exact_inputs[:count], upstream.double())
+        for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+            torch.testing.assert_close(gradient.double(), exact_gradient, **CLOSE[dtype])
+
+
+def replaced(model: Any) -> list[str]:
+    """Names of the modules whose forward is not that of their class."""
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_norms_and_units_are_replaced_and_give_the_same(tiny_qwen3: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32).requires_grad_(False)
+    ids = torch.arange(3, 33)[None]
+    wanted = model(input_ids=ids).logits
+    layers.use(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-5)
+    assert (
+        len(replaced(model)) == 2 * (4 + 1) + 1
+    )  # norms before attention and unit, of q and k; unit; last norm
+
+
+def test_what_is_trained_or_computes_something_else_stays(tiny_qwen3: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=torch.float32, hidden_act="gelu")
+    norm = model.model.norm
+    model.requires_grad_(False)
+    norm.weight.requires_grad_()
+    first = model.model.layers[0].input_layernorm
+    first.forward = lambda x: x * (1 + first.weight)  # as some models scale
+    theirs = replaced(model)
+    layers.use(model)
+    names = set(replaced(model))
+    assert {name for name in names if name.endswith("mlp")} == set()
+    assert "model.norm" not in names
+    assert theirs == ["model.layers.0.input_layernorm"]
+    assert torch.equal(first(torch.ones(48)), 1 + first.weight)

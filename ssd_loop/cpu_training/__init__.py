@@ -15,11 +15,12 @@ def quick(peft_model: Any, device: str) -> Iterator[None]:
     if device != "cpu":
         yield
         return
-    from ssd_loop.cpu_training import adapters, attention, loss_head
+    from ssd_loop.cpu_training import adapters, attention, layers, loss_head
 
     attention.use(peft_model.get_base_model())
     _score_completions_only(peft_model)
     with loss_head.in_place_of_trls(), adapters.in_place_of_pefts():
+        layers.use(peft_model)
         yield
 
 
