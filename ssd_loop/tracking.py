@@ -36,6 +36,7 @@ INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 10  # an interrupt must end within 20 s; the files stay for `wandb sync`
 FLUSH_S = 0.25  # between W&B's writes to its file; its own 15 s would lose rounds to a kill
 CLOSE_TIMEOUT_S = 12  # where even that does not end it: W&B waits on for artifacts
+WRITING_TIMEOUT_S = 60  # of a finished run to its own disk; a busy machine takes long to start W&B
 LAST_WAIT_S = 2  # until calls notice that W&B's own process is gone
 SERVICE = "wandb-core"
 LOGGED = "logged.jsonl"  # what was sent, so that a restart does not send it again
@@ -137,12 +138,16 @@ class Tracker:
         self._later(partial(self._send_report, path))
 
     def close(self, exit_code: int) -> None:
-        """Finish the W&B run; what is not uploaded in `CLOSE_TIMEOUT_S` stays on disk."""
+        """Finish the W&B run; what is not uploaded in `CLOSE_TIMEOUT_S` stays on disk.
+
+        A run that finished offline waits for W&B to write, longer than an interrupt may take.
+        """
         if self._worker is None:
             return
         self._exit_code = exit_code
         self._tasks.put(None)
-        self._worker.join(CLOSE_TIMEOUT_S)
+        only_writes = exit_code == 0 and self.mode == "offline"
+        self._worker.join(WRITING_TIMEOUT_S if only_writes else CLOSE_TIMEOUT_S)
         if self._worker.is_alive():
             self._failed = True
             log.warning(

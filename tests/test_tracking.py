@@ -428,6 +428,17 @@ def test_a_server_that_does_not_answer_means_offline(
     assert [row["round"] for row in history(tmp_path / "run")] == [0, 1]
 
 
+@pytest.mark.slow
+def test_a_run_that_finished_offline_waits_until_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssd_loop.tracking.CLOSE_TIMEOUT_S", 0.01)
+    one = tracker(tmp_path / "run", "offline")
+    log_rounds(one, range(2))
+    one.close(0)
+    assert [row["round"] for row in history(tmp_path / "run")] == [0, 1]
+
+
 SILENT = """
 import logging, socket, sys, time
 from pathlib import Path

@@ -52,7 +52,8 @@ class CausalAttention(torch.autograd.Function):  # type: ignore[misc]  # torch i
         """Of upstream g: d v = p^T g; d s = p (d p - sum p d p), of which q and k get their products."""
         q, k, v, *kept = ctx.saved_tensors
         batch, groups, _, tokens, _ = q.shape
-        to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        to_q = torch.empty_like(q)
+        to_k, to_v = (torch.zeros_like(each, dtype=torch.float32) for each in (k, v))  # sums over the blocks
         for at, (start, end) in enumerate(_blocks(tokens)):
             probs = kept[at] if kept else _probs(q, k, start, end)
             slope = upstream[:, start:end].transpose(1, 2).reshape(len(k), -1, v.shape[-1])
@@ -61,8 +62,9 @@ class CausalAttention(torch.autograd.Function):  # type: ignore[misc]  # torch i
             slope = torch._softmax_backward_data(slope, probs, -1, probs.dtype)
             to_q[..., start:end, :] = torch.bmm(slope, k[:, :end]).view_as(to_q[..., start:end, :])
             to_k[:, :end] += torch.bmm(slope.transpose(1, 2), _stacked(q, start, end))
-        shape = (batch, groups)
-        return (to_q * ctx.scaling).flatten(1, 2), to_k.unflatten(0, shape), to_v.unflatten(0, shape), None
+        to_q = (to_q * ctx.scaling).flatten(1, 2)
+        to_k, to_v = (each.unflatten(0, (batch, groups)).to(q.dtype) for each in (to_k, to_v))
+        return to_q, to_k, to_v, None
 
 
 def _blocks(tokens: int) -> list[tuple[int, int]]:
