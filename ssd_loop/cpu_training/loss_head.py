@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-CHUNK_TOKENS = 128  # whose logits are in memory at once
+CHUNK_TOKENS = 256  # whose logits are in memory at once
+ROWS_AT_ONCE = 16  # of them, whose law is computed while it is in the processor's cache
 
 
 class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
@@ -50,32 +51,48 @@ class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is unt
 def _walk(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of each log-prob (N, H), log-prob, entropy and whether the target is the likeliest, (N,) each.
-
-    With z = logits - max: log p = z - log sum exp z, and the entropy is log sum exp z - sum p z.
-    """
+    """Gradient of each log-prob, (N, H); log-prob, entropy, whether the target is the likeliest, (N,) each."""
     tokens, words = hidden.shape[0], weight.shape[0]
     gradient = torch.empty_like(hidden)
     logprobs, entropies = hidden.new_empty(2, tokens, dtype=torch.float32)
     is_top1 = targets.new_empty(tokens, dtype=torch.bool)
     logits_of = hidden.new_empty(min(tokens, CHUNK_TOKENS), words)
-    shifted_of, powers_of = logits_of.new_empty(2, *logits_of.shape, dtype=torch.float32)
+    memory = hidden.new_empty(2, ROWS_AT_ONCE, words, dtype=torch.float32)
     for start in range(0, tokens, CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
-        target = targets[part, None]
-        logits, shifted, powers = (memory[: len(target)] for memory in (logits_of, shifted_of, powers_of))
-        torch.mm(hidden[part], weight.t(), out=logits)
-        largest, likeliest = logits.max(dim=1, keepdim=True)
-        torch.sub(logits, largest.float(), out=shifted)
-        total = torch.exp(shifted, out=powers).sum(dim=1, keepdim=True)
-        logprob = shifted.gather(1, target) - total.log()
-        logprobs[part] = logprob[:, 0]
-        entropies[part] = total.log()[:, 0] - torch.linalg.vecdot(powers, shifted) / total[:, 0]
-        is_top1[part] = (likeliest == target)[:, 0]
-        slope = torch.mul(powers, -1 / total, out=logits)
-        slope.scatter_(1, target, -torch.expm1(logprob).to(slope.dtype))  # 1 - p, rounded once
-        torch.mm(slope, weight, out=gradient[part])
+        end = min(start + CHUNK_TOKENS, tokens)
+        logits = logits_of[: end - start]
+        torch.mm(hidden[start:end], weight.t(), out=logits)
+        for first in range(start, end, ROWS_AT_ONCE):
+            part = slice(first, min(first + ROWS_AT_ONCE, end))
+            rows = logits[part.start - start : part.stop - start]
+            logprobs[part], entropies[part], is_top1[part] = _turned(rows, targets[part], *memory)
+        torch.mm(logits, weight, out=gradient[start:end])
     return gradient, logprobs, entropies, is_top1
+
+
+def _turned(
+    logits: torch.Tensor, targets: torch.Tensor, shifted: torch.Tensor, powers: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-prob of the targets, entropy, whether they are the likeliest; logits turn into their gradient.
+
+    With z = logits - max: log p = z - log sum exp z, the entropy is log sum exp z - sum p z, and the gradient
+    of log p is 1 - p at the target and -p elsewhere, rounded once.
+
+    Args:
+        logits: (n, V).
+        targets: (n,) token ids.
+        shifted: Memory for n rows or more, (_, V) in float32.
+        powers: The same.
+    """
+    n, targets = len(logits), targets[:, None]
+    largest, likeliest = logits.max(dim=1, keepdim=True)
+    shifted = shifted[:n].copy_(logits).sub_(largest)
+    powers = torch.exp(shifted, out=powers[:n])
+    total = powers.sum(dim=1, keepdim=True)
+    logprob = shifted.gather(1, targets) - total.log()
+    entropy = total.log() - shifted.mul_(powers).sum(dim=1, keepdim=True) / total
+    logits.copy_(powers.mul_(-1 / total)).scatter_(1, targets, -torch.expm1(logprob).to(logits.dtype))
+    return logprob[:, 0], entropy[:, 0], (likeliest == targets)[:, 0]
 
 
 @contextmanager
