@@ -51,7 +51,7 @@ class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is unt
 def _walk(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of each log-prob, (N, H); log-prob, entropy, whether the target is the likeliest, (N,) each."""
+    """Gradient of each log-prob (N, H); log-prob, entropy and whether the target is likeliest, (N,) each."""
     tokens, words = hidden.shape[0], weight.shape[0]
     gradient = torch.empty_like(hidden)
     logprobs, entropies = hidden.new_empty(2, tokens, dtype=torch.float32)
