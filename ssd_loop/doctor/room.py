@@ -20,9 +20,9 @@ ADAPTER_STATE_BYTES = 16  # per parameter, all float32: weight, gradient and Ada
 ADAPTER_FILE_BYTES = 4
 # PyTorch, transformers and TRL or vLLM loaded, without a model (measured: 0.8 and 0.7 GiB, x86-64 CPU).
 PROCESS_BYTES = 8 * GIB // 10
-# What training keeps of each token, over inputs plus outputs of its linear layers in the model's dtype
-# (measured on SmolLM2-135M, CPU, 1,024 and 4,096 tokens: 2.4 in bfloat16, 1.9 in float32).
-ACTIVATION_FACTOR = 2.4
+# What training keeps of each token, over inputs plus outputs of its linear layers in the model's dtype: on a
+# CPU, and without `cpu_training` (measured on SmolLM2-135M in bfloat16, 1,024 to 4,096 tokens).
+ACTIVATION_FACTOR, PLAIN_FACTOR = 1.15, 2.4
 SAMPLE_TOKEN_BYTES = 8  # a token of samples.parquet: its id, and its text
 ROW_TOKEN_BYTES = 8  # a token of a training's rows: its id and its label
 # Adapters' sizes of two saved states of a training, each with Adam's two moments: the last and the next one.
@@ -121,13 +121,13 @@ def activation_bytes(model: Sizes, tokens: int, *, checkpoints: bool) -> int:
     """A rough estimate of what a forward pass keeps for the backward pass.
 
     tokens x (inputs + outputs of all linear layers) x bytes of a number x `ACTIVATION_FACTOR`; with
-    checkpoints that of one layer, and the hidden state between all of them. Not in it: attention matrices
-    (kept only by models without fused attention), and experts.
+    checkpoints, which a GPU takes, that of one layer and the hidden state between all of them. Not in it:
+    attention matrices (kept only by models without fused attention), and experts.
     """
-    layers = model.layers if checkpoints else 1
-    kept = ACTIVATION_FACTOR * model.features / layers
-    between = model.layers * model.hidden if checkpoints else 0
-    return int(tokens * model.item * (kept + between))
+    kept = ACTIVATION_FACTOR * model.features
+    if checkpoints:
+        kept = PLAIN_FACTOR * model.features / model.layers + model.layers * model.hidden
+    return int(tokens * model.item * kept)
 
 
 def available_memory(meminfo: Path) -> int:
