@@ -59,11 +59,10 @@ def in_place_of_pefts() -> Iterator[None]:
     own = Linear.forward
 
     def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        name = layer.active_adapters[0]
-        base = layer.base_layer
+        base, active = layer.base_layer, layer.active_adapters
+        name = active[0] if len(active) == 1 else None
         is_plain = (
             type(base) is torch.nn.Linear
-            and len(layer.active_adapters) == 1
             and name in layer.lora_A
             and isinstance(layer.lora_dropout[name], torch.nn.Identity)
             and layer.lora_B[name].bias is None
