@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without a netrc and an environment without a key."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "NETRC", "WANDB_MODE", "WANDB_DIR", "WANDB_DATA_DIR"):
+    for name in ("WANDB_API_KEY", "NETRC", "WANDB_MODE", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_SERVICE"):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
     return tmp_path
