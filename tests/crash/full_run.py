@@ -23,7 +23,7 @@ def write(folder: Path, model: Path, engine: str, **sections: object) -> Path:
         "filter": {"filters": ["fails_tests", "duplicate"]},
         "train": {
             "learning_rate": 0.03,
-            "epochs": 6,
+            "epochs": 10,
             "batch_size": 16,
             "micro_batch_size": 16,
             "probe_margin": 10.0,
