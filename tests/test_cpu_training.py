@@ -217,9 +217,8 @@ def test_norms_and_units_are_replaced_and_give_the_same(tiny_qwen3: Path) -> Non
     wanted = model(input_ids=ids).logits
     layers.use(model)
     torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-5)
-    assert (
-        len(replaced(model)) == 2 * (4 + 1) + 1
-    )  # norms before attention and unit, of q and k; unit; last norm
+    of_layer = 4 + 1  # norms before attention and unit, of queries and keys; the unit
+    assert len(replaced(model)) == 2 * of_layer + 1  # and the last norm
 
 
 def test_what_is_trained_or_computes_something_else_stays(tiny_qwen3: Path) -> None:

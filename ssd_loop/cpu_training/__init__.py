@@ -11,7 +11,7 @@ from ssd_loop.training_rows import IGNORED
 
 @contextmanager
 def quick(peft_model: Any, device: str) -> Iterator[None]:
-    """Train a LoRA model the quick way meanwhile; a GPU has its own."""
+    """Train a LoRA model the quick way meanwhile; the model itself stays changed. A GPU has its own way."""
     if device != "cpu":
         yield
         return

@@ -14,6 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from ssd_loop.cpu_training.precision import products_dtype
+
 
 class AdaptedLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """x W^T + bias + scaling * x A^T B^T; x (N, in), W (out, in), A (rank, in), B (out, rank) give (N, out).
@@ -71,9 +73,8 @@ def in_place_of_pefts() -> Iterator[None]:
         if not is_plain:
             plain: torch.Tensor = own(layer, x, *args, **kwargs)
             return plain
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
-        with torch.autocast(device, enabled=False):
+        dtype = products_dtype(base.weight)
+        with torch.autocast(x.device.type, enabled=False):
             out = AdaptedLinear.apply(
                 x.to(dtype).flatten(0, -2),
                 base.weight.to(dtype),

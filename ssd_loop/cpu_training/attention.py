@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from ssd_loop.cpu_training.precision import products_dtype
+
 NAME = "ssd_loop_causal"  # as transformers knows it
 BLOCK_TOKENS = 128  # queries at once
 KEPT_TOKENS = 512  # rows up to which probabilities wait for the way back; longer ones are computed again
@@ -110,9 +112,8 @@ def _attend(
             module, query, key, value, attention_mask, scaling=scaling, **others
         )
         return mixed, None
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = products_dtype(value)
+    with torch.autocast(query.device.type, enabled=False):
         mixed = CausalAttention.apply(
             query.to(dtype), key.to(dtype), value.to(dtype), scaling or query.shape[-1] ** -0.5
         )

@@ -78,7 +78,7 @@ def _gated(module: Any, x: torch.Tensor) -> torch.Tensor:
 def _replace(module: Any, forward: Any, like: torch.Tensor) -> None:
     """Replace what a module does, if on some tokens of the width and dtype of `like` it comes to the same."""
     tried = torch.sin(torch.arange(TRIED_TOKENS * len(like), dtype=torch.float32))
-    tried = tried.view(TRIED_TOKENS, -1).to(like)
+    tried = tried.view(1, TRIED_TOKENS, -1).to(like)  # a batch of one, as in a model
     with torch.no_grad():
         if torch.allclose(forward(tried), module(tried), rtol=0.02, atol=1e-3):
             module.forward = forward

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ssd_loop.cpu_training.precision import products_dtype
+
 CHUNK_TOKENS = 256  # whose logits are in memory at once
 ROWS_AT_ONCE = 16  # of them, whose law is computed while it is in the processor's cache
 
@@ -30,10 +32,8 @@ class FrozenHead(torch.autograd.Function):  # type: ignore[misc]  # torch is unt
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Chunk by chunk in the same memory, so that (N, V) is never whole and no page is fetched anew."""
-        device = hidden.device.type
-        is_mixed = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_mixed else hidden.dtype
-        with torch.autocast(device, enabled=False):  # it would round sums to its dtype
+        dtype = products_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round sums to its dtype
             found = _walk(hidden.to(dtype), weight.to(dtype), targets)
         gradient, logprobs, entropies, is_top1 = found
         ctx.save_for_backward(gradient)
@@ -89,8 +89,9 @@ def _turned(
     shifted = shifted[:n].copy_(logits).sub_(largest)
     powers = torch.exp(shifted, out=powers[:n])
     total = powers.sum(dim=1, keepdim=True)
-    logprob = shifted.gather(1, targets) - total.log()
-    entropy = total.log() - shifted.mul_(powers).sum(dim=1, keepdim=True) / total
+    log_total = total.log()
+    logprob = shifted.gather(1, targets) - log_total
+    entropy = log_total - shifted.mul_(powers).sum(dim=1, keepdim=True) / total
     logits.copy_(powers.mul_(-1 / total)).scatter_(1, targets, -torch.expm1(logprob).to(logits.dtype))
     return logprob[:, 0], entropy[:, 0], (likeliest == targets)[:, 0]
 
