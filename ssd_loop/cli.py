@@ -8,13 +8,12 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ssd_loop import __version__
+from ssd_loop import __version__, interrupts
 from ssd_loop.errors import BadArtifactError, ConfigError, SsdLoopError
 from ssd_loop.secret import without_secrets
 
@@ -97,8 +96,7 @@ class _Discreet(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _terminate)  # also where a shell started us in the background, deaf to it
+    interrupts.listen()
     printing = logging.StreamHandler()
     printing.setFormatter(_Discreet("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[printing])
@@ -118,10 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; finished work is kept, run the same command to go on", INTERRUPTED)
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _fail(message: str, code: int) -> int:
     text = without_secrets(" ".join(message.split()), os.environ)
     if len(text) > MESSAGE_LIMIT:  # the end says what to do
@@ -139,7 +133,11 @@ def _dispatch(arguments: list[str]) -> int:
     source = _settings(arguments[0], commands)
     options = parser.parse_args(arguments)
     flags = _flags(source, options) if source else {}
-    result: int = options.action(options, flags)
+    try:
+        result: int = options.action(options, flags)
+    except Exception:
+        interrupts.heed()  # or is it what a library made of one?
+        raise
     return result
 
 

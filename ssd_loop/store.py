@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ssd_loop import interrupts
 from ssd_loop.durable import (
     json_bytes,
     make_folder,
@@ -207,6 +208,7 @@ def step(
 
     Raises:
         StaleOutputError: the folder, or an unfinished attempt, belongs to other settings or inputs.
+        KeyboardInterrupt: a signal came meanwhile, even if the work did not end of it.
     """
     wanted = fingerprint(stage, round_index, version, settings, inputs)
     if done := finished(folder):
@@ -218,6 +220,7 @@ def step(
     if (partial / MANIFEST).exists():
         return _publish(partial, folder)
     metrics = work(partial)
+    interrupts.heed()  # what swallowed one may have cut its work short
     outputs = _outputs(partial)
     manifest = Manifest(stage, round_index, wanted, dict(inputs), outputs, metrics)
     write_sealed(partial / MANIFEST, manifest.to_json())

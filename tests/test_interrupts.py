@@ -1,0 +1,116 @@
+"""An interrupt ends a command and seals nothing, also where a library takes it for something else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssd_loop import cli, interrupts, store
+from ssd_loop.cli import main
+from ssd_loop.store import Metrics
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.fixture(autouse=True)
+def _put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No interrupt to begin with, none left for other tests, and their signal handlers."""
+    monkeypatch.setattr(interrupts, "_received", False)
+    handlers = {sent: signal.getsignal(sent) for sent in SIGNALS}
+    yield
+    for sent, handler in handlers.items():
+        signal.signal(sent, handler)
+
+
+def send(sent: signal.Signals) -> None:
+    """Send this process a signal, whose handler has run when this returns."""
+    os.kill(os.getpid(), sent)
+    for _ in range(2):  # Python looks for signals when a loop goes back
+        pass
+
+
+def a_tensor_is_made(sent: signal.Signals) -> None:
+    """PyTorch drops whatever is raised while it asks a sequence for its first element."""
+
+    class Slow:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, at: int) -> float:
+            send(sent)
+            return 0.0
+
+    torch.tensor(Slow(), dtype=torch.float32)
+
+
+def something_is_finalised(sent: signal.Signals) -> None:
+    """Python prints what is raised in a finaliser, and goes on."""
+
+    class Held:
+        def __del__(self) -> None:
+            send(sent)
+
+    del [Held()][0]
+
+
+def within(work: Callable[[signal.Signals], None], sent: signal.Signals) -> Callable[[Path], Metrics]:
+    def written(out: Path) -> Metrics:
+        (out / "part.txt").write_text("half")
+        work(sent)
+        return {}
+
+    return written
+
+
+def test_pytorch_still_drops_interrupts() -> None:
+    interrupts.listen()
+    with pytest.raises(ValueError, match="could not determine the shape"):
+        a_tensor_is_made(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("sent", SIGNALS)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("work", [a_tensor_is_made, something_is_finalised])
+def test_an_interrupted_command_says_so_and_its_stage_is_not_finished(
+    work: Callable[[signal.Signals], None],
+    sent: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "stage"
+
+    def run(options: object, flags: object) -> int:
+        store.step(
+            folder, stage="s", round_index=0, version=1, settings={}, inputs={}, work=within(work, sent)
+        )
+        return 0
+
+    monkeypatch.setattr(cli, "_sandbox", run)
+    assert main(["sandbox", "a.py"]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err.splitlines()[-1]
+    assert not folder.exists()
+
+
+def test_the_next_command_begins_afresh(tmp_path: Path) -> None:
+    interrupts.listen()
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.heed()
+    interrupts.listen()
+    interrupts.heed()
+
+
+def test_an_error_without_an_interrupt_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(options: object, flags: object) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cli, "_sandbox", run)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["sandbox", "a.py"])
