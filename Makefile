@@ -6,6 +6,8 @@ PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The pinned closure of this machine: an NVIDIA driver means CUDA.
 CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cpu.txt)
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
+# Processes of tests. Each may train or start vLLM: reckon with 4 GiB and a core for one.
+JOBS   ?= 2
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup run test test-long check audit fix bench bench-collapse clean
@@ -25,8 +27,8 @@ $(VENV)/.ready: $(CLOSURE) requirements/dev.txt pyproject.toml Makefile
 run: setup  ## five rounds on the packaged model; a monitor stop (exit 3) is a result
 	$(VENV)/bin/python -m ssd_loop --rounds 5 || [ $$? -eq 3 ]
 
-test: setup  ## every test
-	$(VENV)/bin/python -m pytest
+test: setup  ## every test; a file's tests stay in one process, for they share what takes long to make
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 test-long: setup  ## what takes hours: a run killed two hundred times, 20 of them while vLLM draws
 	$(VENV)/bin/python -m pytest -s -m long
