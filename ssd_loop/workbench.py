@@ -15,7 +15,7 @@ from ssd_loop import costs, models, progress
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, ModelSize, Work
 from ssd_loop.engines import (
-    THREADS,
+    CPU_ENVIRONMENT,
     Completion,
     Engine,
     EngineName,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Takes effect because torch is imported later than this module.
-for _name, _value in THREADS.items():
+for _name, _value in CPU_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 

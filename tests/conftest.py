@@ -1,14 +1,11 @@
 """Tiny models, built once per session."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# As the command line does, before torch is imported: spinning threads starve whatever runs beside them.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import pytest
 
+import ssd_loop.workbench  # noqa: F401  # before torch is imported, whose libraries it settles
 from tests import tiny
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import machine, part, training
-from ssd_loop.engines import THREADS
+from ssd_loop.engines import CPU_ENVIRONMENT
 
 MACHINE = {
     "processor": "a processor (avx512_bf16)",
@@ -90,9 +90,9 @@ def test_other_tools_are_measured_without_a_runs_settings_of_threads() -> None:
     code = (
         "import os, sys, benchmarks.speed.training, benchmarks.speed.sampling; "
         "sys.exit('torch' in sys.modules or any(name in os.environ for name in "
-        "benchmarks.speed.sampling.THREADS))"
+        "benchmarks.speed.sampling.CPU_ENVIRONMENT))"
     )
-    bare = {name: value for name, value in os.environ.items() if name not in THREADS}
+    bare = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=part.ROOT, env=bare)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssd_loop import costs, models, progress, training
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, Work
-from ssd_loop.engines import Completion, Engine, Request
+from ssd_loop.engines import CPU_ENVIRONMENT, Completion, Engine, Request
 from ssd_loop.errors import ConfigError
 from ssd_loop.training_rows import TrainingRow
 from ssd_loop.workbench import MeteredEngine, MeteredSteps, Workbench
@@ -187,3 +190,35 @@ def test_a_training_step_takes_about_what_the_formula_says(tmp_path: Path) -> No
     products = linear(counter)
     formula = costs.flops(Work(trained_tokens=16), size)
     assert 0.85 * formula < products <= formula
+
+
+GROWTH = """
+import ssd_loop.workbench
+import torch
+
+def resident_mib():
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * 4096 / 2**20
+
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+weight @ weight
+before = resident_mib()
+for rows in range(1, 1200):
+    torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
+def test_products_of_many_shapes_take_little_memory() -> None:
+    """oneDNN keeps some 600 KiB for each shape that it meets, and each batch has shapes of its own."""
+
+    def grown_mib(**environment: str) -> float:
+        bare = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True, env=bare | environment
+        )
+        return float(done.stdout)
+
+    as_they_come = {name: "1024" for name in CPU_ENVIRONMENT if "CAPACITY" in name}
+    assert grown_mib() < 0.4 * grown_mib(**as_they_come)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd_loop.engines import THREADS
+from ssd_loop.engines import CPU_ENVIRONMENT
 
 ARM = "--arm"
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def printed(module: str, *arguments: str, path: Path = ROOT) -> dict[str, Any]:
         arguments: On its command line.
         path: What comes first when it imports.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
+    environment = {name: value for name, value in os.environ.items() if name not in CPU_ENVIRONMENT}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.speed import material
 from benchmarks.speed.part import alone, main
-from ssd_loop.engines import THREADS
+from ssd_loop.engines import CPU_ENVIRONMENT
 
 OURS, PLAIN = "ssd_loop", "vLLM LLM.generate"
 UNCUT = (1.0, 0, 1.0)
@@ -51,7 +51,7 @@ def vllms(law: tuple[float, int, float]) -> dict[str, float]:
 
     of = material.bench()
     asked = material.requests(of, law)
-    for name in THREADS:  # vLLM's own processes start with none
+    for name in CPU_ENVIRONMENT:  # vLLM's own processes start with none
         os.environ.pop(name, None)
     began = time.perf_counter()
     llm = LLM(

@@ -23,9 +23,19 @@ EngineName = Literal["vllm", "transformers"]
 FinishReason = Literal["stop", "length"]
 WeightsState = tuple[tuple[str, int, int], ...]
 
-# How OpenMP's threads wait for work. Asleep they cost a quarter of the speed, being woken some thousand times
+# What torch's libraries read once, when they are loaded.
+#
+# How OpenMP's threads wait for work: asleep they cost a quarter of the speed, being woken some thousand times
 # a second; spinning on and on they take the cores from whoever has work. So they spin for some microseconds.
-THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+#
+# How many compiled products oneDNN keeps, and its C++ layer: by default 1,024 each. Nearly every batch has a
+# shape of its own, so they fill up, half a GiB in all. One pass through a model meets some 60, over and over.
+CPU_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "1000",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ssd_loop.config import EngineConfig
 from ssd_loop.engines import (
-    THREADS,
+    CPU_ENVIRONMENT,
     Completion,
     EngineName,
     Request,
@@ -228,7 +228,7 @@ def worker_environment(environment: dict[str, str], folder: str) -> dict[str, st
         "VLLM_LOGGING_LEVEL": "WARNING",
         "LD_PRELOAD": ":".join([*preloads(), *filter(None, [environment.get("LD_PRELOAD")])]),
     }
-    return THREADS | environment | fixed
+    return CPU_ENVIRONMENT | environment | fixed
 
 
 def preloads() -> list[str]:
