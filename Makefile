@@ -6,8 +6,8 @@ PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The pinned closure of this machine: an NVIDIA driver means CUDA.
 CLOSURE := $(if $(wildcard /dev/nvidiactl),requirements/cuda.txt,requirements/cpu.txt)
 TORCH  := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
-# Processes of tests. Each may train or start vLLM: reckon with 4 GiB and a core for one.
-JOBS   ?= 2
+# Processes of tests. Each may train or start vLLM: reckon with 4 GiB and a core for one, or half a GPU's memory.
+JOBS   ?= $(if $(findstring cuda,$(CLOSURE)),1,2)
 CPU_TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: setup run test test-long check audit fix bench bench-collapse clean

@@ -21,7 +21,7 @@ def listen() -> None:
 
 
 def heed() -> None:
-    """End here what an interrupt should have ended before.
+    """End here what an interrupt should have ended before: at every item, and before anything is published.
 
     Raises:
         KeyboardInterrupt: A signal came since `listen`.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ssd_loop import interrupts
 from ssd_loop.durable import sync
 from ssd_loop.errors import BadArtifactError, SsdLoopError
 
@@ -43,6 +44,7 @@ def cached(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
             shutil.rmtree(target, ignore_errors=True)
             partial.mkdir()
             write(partial)
+            interrupts.heed()
             sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
             write_json(partial / SIZES_FILE, sizes)
             for path in (*partial.iterdir(), partial):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ssd_loop import composition, costs, durable, progress, store
+from ssd_loop import composition, costs, durable, interrupts, progress, store
 from ssd_loop.config import RunConfig
 from ssd_loop.place import EVENTS, Place
 from ssd_loop.problems import Problem
@@ -90,6 +90,7 @@ def timed(run: Run, n: int, stage: str) -> Iterator[None]:
     log_event(run, n, stage, "started")
     with costs.timed(run.place.folder, n, stage, run.bench.meter, run.bench.size):
         yield
+        interrupts.heed()
     log_event(run, n, stage, "finished")
 
 

@@ -402,6 +402,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        interrupts.heed()
     except BaseException:
         _remove(partial)
         raise

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ssd_loop import costs, models, progress
+from ssd_loop import costs, interrupts, models, progress
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Meter, ModelSize, Work
 from ssd_loop.engines import (
@@ -190,6 +190,7 @@ class MeteredEngine:
                 answer = next(answers, None)
             if answer is None:
                 return
+            interrupts.heed()
             yield answer
 
 
@@ -206,7 +207,8 @@ class MeteredSteps:
         self._done, self._first_end, self._counted = 0, 0.0, Work()
 
     def advance(self, samples: int = 1, tokens: int = 0) -> None:
-        """Count `samples` finished steps."""
+        """Count `samples` finished steps; a signal that was dropped ends the training here."""
+        interrupts.heed()
         now, self._done = time.monotonic(), self._done + samples
         if self._done == samples:
             self._first_end = now

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ssd_loop import cpu_training
 from ssd_loop.cpu_training import adapters, attention, layers
@@ -22,6 +22,7 @@ from tests import tiny
 from tests.test_training import CONFIG, make_rows
 
 CLOSE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "bfloat16": {"rtol": 0.05, "atol": 0.05}}
+SHORTCUTS = (AdaptedLinear, CausalAttention, FrozenHead, GatedUnit, RmsNorm)
 DTYPES = pytest.mark.parametrize("dtype", CLOSE)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,15 @@ def test_the_quick_path_trains_as_the_plain_one(
     long = [TrainingRow(range(3, 50), range(60, 60 + BLOCK_TOKENS + 9 * at)) for at in range(2)]
     config = CONFIG.model_copy(update={"epochs": 4, "learning_rate": 5e-3})
     losses: dict[str, list[float]] = {"quick": [], "plain": []}
-    trained, entropies = [], []
+    trained, entropies, taken = [], [], []
+    calls: set[str] = set()
+    for shortcut in SHORTCUTS:
+
+        def called(*args: Any, own: Any = shortcut.apply, name: str = shortcut.__name__) -> Any:
+            calls.add(name)
+            return own(*args)
+
+        monkeypatch.setattr(shortcut, "apply", called)
     for path, found in losses.items():
         if path == "plain":
             monkeypatch.setattr(cpu_training, "quick", lambda *_: nullcontext())
@@ -56,6 +65,9 @@ def test_the_quick_path_trains_as_the_plain_one(
         )
         trained.append(load_file(out / WEIGHTS))
         entropies.append(metrics["entropy_mean"])
+        taken.append(set(calls))
+        calls.clear()
+    assert taken == [{shortcut.__name__ for shortcut in SHORTCUTS}, set()]
     assert len(losses["quick"]) >= 8
     assert losses["quick"][-1] < losses["quick"][0]
     assert losses["quick"] == pytest.approx(losses["plain"], rel=tolerance)
@@ -126,16 +138,19 @@ def test_a_model_attends_as_before_with_padding_and_windows(
     calls = []
     own = CausalAttention.apply
     monkeypatch.setattr(CausalAttention, "apply", lambda *args: calls.append(1) or own(*args))
-    attention.use(model)
-    found = model(input_ids=ids, attention_mask=mask).logits[is_real]
+    with attention.in_place_of_pytorchs():
+        found = model(input_ids=ids, attention_mask=mask).logits[is_real]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert len(calls) == (0 if padding == "left" else 1 if window else 2)
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[is_real], wanted)
+    assert len(calls) < 3  # PyTorch's own again
 
 
-def test_a_model_with_another_attention_keeps_it(tiny_llama: Path) -> None:
+def test_a_model_with_another_attention_keeps_it(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager")
-    attention.use(model)
-    assert model.config._attn_implementation == "eager"
+    monkeypatch.setattr(CausalAttention, "apply", lambda *args: pytest.fail("it was asked"))
+    with attention.in_place_of_pytorchs():
+        model(input_ids=torch.arange(3, 33)[None])
 
 
 @DTYPES
@@ -206,9 +221,90 @@ def test_a_norm_and_a_gated_unit_and_their_gradients_are_those_of_the_formula(dt
             torch.testing.assert_close(gradient.double(), exact_gradient, **CLOSE[dtype])
 
 
-def replaced(model: Any) -> list[str]:
-    """Names of the modules whose forward is not that of their class."""
-    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+# What they have and Llama has not: means taken away first, factors of 1 + weight, norms that come after,
+# windows, norms that take a gate, layers without attention, units that drop.
+OTHERS: dict[str, dict[str, Any]] = {
+    "cohere2": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        "sliding_window": 16,
+        "head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 32,
+        "mamba_d_state": 16,
+        "mamba_expand": 2,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+    },
+    "mistral": {"sliding_window": 16, "head_dim": 16},
+    "olmo2": {},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "seed_oss": {"residual_dropout": 0.3, "head_dim": 16},
+}
+
+
+LLAMAS = {  # what computes as in Llama all the same
+    "cohere2": {"Cohere2MLP"},
+    "gemma3_text": set(),
+    "granitemoehybrid": {"GraniteMoeHybridRMSNorm"},
+    "mistral": {"MistralMLP", "MistralRMSNorm"},
+    "olmo2": {"Olmo2MLP"},
+    "qwen3_5_text": {"Qwen3_5MLP"},
+    "seed_oss": {"SeedOssRMSNorm"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures_compute_and_learn_what_they_did(kind: str) -> None:
+    """In training, in float32: logits, and the gradients of adapters that are not zero."""
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | OTHERS[kind]))
+    for weights in model.parameters():  # norms begin as ones or zeros, which would tell nothing
+        if weights.dim() == 1:
+            torch.nn.init.uniform_(weights, 0.5, 2.0)
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+    model = get_peft_model(model.float(), LoraConfig(**settings)).train()
+    ids = torch.randint(3, 300, (2, 40))
+
+    def learnt() -> list[torch.Tensor]:
+        torch.manual_seed(1)  # for dropout
+        logits = model(input_ids=ids).logits
+        trained = [weights for weights in model.parameters() if weights.requires_grad]
+        loss = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None]).mean()
+        return [logits.detach(), *torch.autograd.grad(loss, trained)]
+
+    wanted = learnt()
+    with attention.in_place_of_pytorchs(), adapters.in_place_of_pefts():
+        layers.use(model)
+        found = learnt()
+    assert {type(module).__name__ for module in replaced(model).values()} == LLAMAS[kind]
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def replaced(model: Any) -> dict[str, Any]:
+    """The modules, by name, whose forward is not that of their class."""
+    return {name: module for name, module in model.named_modules() if "forward" in vars(module)}
 
 
 def test_norms_and_units_are_replaced_and_give_the_same(tiny_qwen3: Path) -> None:
@@ -233,5 +329,5 @@ def test_what_is_trained_or_computes_something_else_stays(tiny_qwen3: Path) -> N
     names = set(replaced(model))
     assert {name for name in names if name.endswith("mlp")} == set()
     assert "model.norm" not in names
-    assert theirs == ["model.layers.0.input_layernorm"]
+    assert set(theirs) == {"model.layers.0.input_layernorm"}
     assert torch.equal(first(torch.ones(48)), 1 + first.weight)

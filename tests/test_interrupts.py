@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd_loop import cli, interrupts, store
+from ssd_loop import cli, interrupts, model_cache, progress, store
 from ssd_loop.cli import main
+from ssd_loop.costs import Meter
+from ssd_loop.engines import Request
 from ssd_loop.store import Metrics
+from ssd_loop.workbench import MeteredEngine, MeteredSteps
+from tests.rows import ScriptedEngine
+
+# Python prints an interrupt that it drops, and pytest makes a warning of that.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -74,7 +81,6 @@ def test_pytorch_still_drops_interrupts() -> None:
 
 
 @pytest.mark.parametrize("sent", SIGNALS)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("work", [a_tensor_is_made, something_is_finalised])
 def test_an_interrupted_command_says_so_and_its_stage_is_not_finished(
     work: Callable[[signal.Signals], None],
@@ -95,6 +101,23 @@ def test_an_interrupted_command_says_so_and_its_stage_is_not_finished(
     assert main(["sandbox", "a.py"]) == 130
     assert "run the same command to go on" in capsys.readouterr().err.splitlines()[-1]
     assert not folder.exists()
+
+
+def test_a_dropped_interrupt_ends_work_at_the_next_item_and_nothing_is_published(tmp_path: Path) -> None:
+    interrupts.listen()
+    something_is_finalised(signal.SIGTERM)
+    steps = MeteredSteps(progress._Lines("train", 9, "steps"), Meter(), steps=9, prompts=9, tokens=9)
+    with pytest.raises(KeyboardInterrupt):
+        steps.advance()
+    answers = MeteredEngine(ScriptedEngine(), Meter()).generate([Request((1,), 0, 1.0, 0, 1.0, 8, (2,))])
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(answers))
+    with pytest.raises(KeyboardInterrupt), store.whole_folder(tmp_path / "copy"):
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        model_cache.cached(tmp_path / "cache", "model", lambda out: None)
+    assert not (tmp_path / "copy").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir() if "." not in path.name] == []
 
 
 def test_the_next_command_begins_afresh(tmp_path: Path) -> None:

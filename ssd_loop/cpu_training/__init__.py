@@ -17,9 +17,8 @@ def quick(peft_model: Any, device: str) -> Iterator[None]:
         return
     from ssd_loop.cpu_training import adapters, attention, layers, loss_head
 
-    attention.use(peft_model.get_base_model())
     _score_completions_only(peft_model)
-    with loss_head.in_place_of_trls(), adapters.in_place_of_pefts():
+    with attention.in_place_of_pytorchs(), adapters.in_place_of_pefts(), loss_head.in_place_of_trls():
         layers.use(peft_model)
         yield
 

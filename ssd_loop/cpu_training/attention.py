@@ -7,6 +7,8 @@ product, blocks leave out most of what lies in the future, and probabilities sta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from ssd_loop.cpu_training.precision import products_dtype
 
-NAME = "ssd_loop_causal"  # as transformers knows it
+NAME = "sdpa"  # as transformers calls PyTorch's kernel
 BLOCK_TOKENS = 128  # queries at once
 KEPT_TOKENS = 512  # rows up to which probabilities wait for the way back; longer ones are computed again
 
@@ -137,10 +139,17 @@ def _mask(
     return mask
 
 
-def use(model: Any) -> None:
-    """Let a model attend this way wherever transformers would have it use PyTorch's kernel."""
-    if model.config._attn_implementation != "sdpa":
-        return
+@contextmanager
+def in_place_of_pytorchs() -> Iterator[None]:
+    """Let models attend this way wherever transformers would have them use PyTorch's kernel.
+
+    Under the same name, because some models do other things for names that they do not know.
+    """
+    own = AttentionInterface()[NAME], AttentionMaskInterface()[NAME]
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
-    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, own[0])
+        AttentionMaskInterface.register(NAME, own[1])
