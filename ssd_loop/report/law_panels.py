@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+import ssd_loop.workbench  # noqa: F401  # before torch is imported, whose libraries it settles
 from ssd_loop import models
 from ssd_loop.config import EvaluateConfig
 from ssd_loop.errors import BadArtifactError, ConfigError
