@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_loop import composition, costs, models
+from ssd_loop import composition, costs, interrupts, models
 from ssd_loop.config import RunConfig
 from ssd_loop.costs import Work
 from ssd_loop.durable import read_jsonl
@@ -75,11 +75,19 @@ def test_weights_rebuilt_within_a_step_are_booked_where_they_belong(run: Run) ->
     assert (found[3, "evaluate"].evaluated_tokens, found[1, "merge"].evaluated_tokens) == (2, 0)
 
 
-def test_a_step_that_fails_has_no_end_in_the_events(run: Run) -> None:
-    def work(out: Path) -> Metrics:
-        raise ValueError("no")
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_step_that_fails_has_no_end_in_the_events(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
+) -> None:
+    """Neither has one whose work swallowed a signal."""
 
-    with pytest.raises(ValueError, match="no"):
+    def work(out: Path) -> Metrics:
+        if not is_interrupted:
+            raise ValueError("no")
+        monkeypatch.setattr(interrupts, "_received", True)
+        return {}
+
+    with pytest.raises(KeyboardInterrupt if is_interrupted else ValueError):
         step(run, 1, "train", 1, {}, {}, work)
     events = [json.loads(line)["event"] for line in (run.place.folder / EVENTS).read_text().splitlines()]
     assert events == ["started"]
