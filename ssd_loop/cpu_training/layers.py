@@ -75,8 +75,8 @@ def _is(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
 
 
 def _code(kind: Any) -> tuple[Any, ...]:
-    code = kind.forward.__code__
-    return code.co_code, code.co_names, code.co_consts
+    code = getattr(kind.forward, "__code__", None)  # what is no plain function has none
+    return (code.co_code, code.co_names, code.co_consts) if code else ()
 
 
 def _normed(module: Any, x: torch.Tensor) -> torch.Tensor:
