@@ -1,12 +1,24 @@
 """Tiny models, built once per session."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import ssd_loop.workbench  # noqa: F401  # before torch is imported, whose libraries it settles
+from ssd_loop import interrupts
 from tests import tiny
+
+
+@pytest.fixture
+def signals_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the command line changes when it listens for signals is afterwards as it was."""
+    monkeypatch.setattr(interrupts, "_received", False)
+    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for sent, handler in handlers.items():
+        signal.signal(sent, handler)
 
 
 @pytest.fixture(scope="session")

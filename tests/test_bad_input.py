@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +386,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, signals_put_back: None) -> Path:
     """A working folder with a tiny model, and no cache, key, Hub or signal handler of others."""
     folder = tmp_path / "here"
     folder.mkdir()
@@ -400,10 +399,7 @@ def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     sources._load.cache_clear()  # paths mean other files in every case
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    yield folder
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    return folder
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +20,8 @@ ROOT = Path(ssd_loop.__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder, no W&B key, and the signal handler put back afterwards."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals_put_back: None) -> Path:
+    """An empty working folder, no W&B key, and the signal handlers put back afterwards."""
     folder, home = tmp_path / "here", tmp_path / "home"
     folder.mkdir()
     home.mkdir()
@@ -30,9 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HOME", str(home))
     for name in ("WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-    yield folder
-    signal.signal(signal.SIGTERM, before)
+    return folder
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:

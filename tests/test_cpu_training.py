@@ -28,6 +28,19 @@ DTYPES = pytest.mark.parametrize("dtype", CLOSE)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def calls_of(monkeypatch: pytest.MonkeyPatch, *shortcuts: Any) -> list[str]:
+    """Gets the name of a shortcut each time that it is taken."""
+    calls: list[str] = []
+    for shortcut in shortcuts:
+
+        def called(*args: Any, own: Any = shortcut.apply, name: str = shortcut.__name__) -> Any:
+            calls.append(name)
+            return own(*args)
+
+        monkeypatch.setattr(shortcut, "apply", called)
+    return calls
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-3)])
 def test_the_quick_path_trains_as_the_plain_one(
@@ -41,14 +54,7 @@ def test_the_quick_path_trains_as_the_plain_one(
     config = CONFIG.model_copy(update={"epochs": 4, "learning_rate": 5e-3})
     losses: dict[str, list[float]] = {"quick": [], "plain": []}
     trained, entropies, taken = [], [], []
-    calls: set[str] = set()
-    for shortcut in SHORTCUTS:
-
-        def called(*args: Any, own: Any = shortcut.apply, name: str = shortcut.__name__) -> Any:
-            calls.add(name)
-            return own(*args)
-
-        monkeypatch.setattr(shortcut, "apply", called)
+    calls = calls_of(monkeypatch, *SHORTCUTS)
     for path, found in losses.items():
         if path == "plain":
             monkeypatch.setattr(cpu_training, "quick", lambda *_: nullcontext())
@@ -135,9 +141,7 @@ def test_a_model_attends_as_before_with_padding_and_windows(
         mask[1, slice(30, None) if padding == "right" else slice(0, 10)] = 0
     is_real = mask.bool()
     wanted = model(input_ids=ids, attention_mask=mask).logits[is_real]
-    calls = []
-    own = CausalAttention.apply
-    monkeypatch.setattr(CausalAttention, "apply", lambda *args: calls.append(1) or own(*args))
+    calls = calls_of(monkeypatch, CausalAttention)
     with attention.in_place_of_pytorchs():
         found = model(input_ids=ids, attention_mask=mask).logits[is_real]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -182,9 +186,7 @@ def test_only_plain_adapters_take_the_short_way(
     settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
     model = get_peft_model(model, LoraConfig(**settings, **changed))
     ids = torch.arange(3, 33)[None]
-    calls = []
-    own = AdaptedLinear.apply
-    monkeypatch.setattr(AdaptedLinear, "apply", lambda *args: calls.append(1) or own(*args))
+    calls = calls_of(monkeypatch, AdaptedLinear)
 
     def logits() -> torch.Tensor:
         torch.manual_seed(0)  # for dropout

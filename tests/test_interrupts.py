@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,13 @@ from ssd_loop.store import Metrics
 from ssd_loop.workbench import MeteredEngine, MeteredSteps
 from tests.rows import ScriptedEngine
 
-# Python prints an interrupt that it drops, and pytest makes a warning of that.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("signals_put_back"),
+    # Python prints an interrupt that it drops, and pytest makes a warning of that.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
-
-
-@pytest.fixture(autouse=True)
-def _put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No interrupt to begin with, none left for other tests, and their signal handlers."""
-    monkeypatch.setattr(interrupts, "_received", False)
-    handlers = {sent: signal.getsignal(sent) for sent in SIGNALS}
-    yield
-    for sent, handler in handlers.items():
-        signal.signal(sent, handler)
 
 
 def send(sent: signal.Signals) -> None:

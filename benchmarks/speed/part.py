@@ -44,7 +44,7 @@ def alone(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def printed(module: str, *arguments: str, path: Path = ROOT) -> dict[str, Any]:
-    """The JSON that a module printed last, run as a tool that knows nothing of how a run sets its threads.
+    """The JSON that a module printed last, run as a tool that knows nothing of how a run settles torch.
 
     Args:
         module: The module.
